@@ -1,8 +1,8 @@
 """Hosts on this machine: network namespaces with a link each to a switch, of a given rate and delay. Needs root.
 
-`python tests/hosts.py` trains networks on four hosts, one process on each, and prints the measured time of a step beside
-the predicted one and that of PyTorch's `DistributedDataParallel`. The weights must have the bits of a single process,
-and the bytes that the links carry must be those of the gradients: nothing may go through memory.
+`python tests/hosts.py` trains networks on four hosts, one process on each, and prints the measured time of a step
+beside the predicted one, and with `--against torch` that of PyTorch's `DistributedDataParallel`. The weights must have
+the bits of a single process, and the links must carry at least the bytes of the gradients: none may go through memory.
 
 The kernel's own `netem` may be missing, so a program in user space, `delayed_switch.c`, forwards the frames. The hosts
 share the cores of this machine, which is why the time that they compute is measured on all of them at once.
@@ -31,6 +31,7 @@ from xcnn.compare import Case, Contestant
 from xcnn.compare.contestants import Group
 from xcnn.compare.worker import THREADS
 from xcnn.parallel import prediction, processes
+from xcnn.parallel.launch import mpiexec
 from xcnn.threads import set_num_threads
 from xcnn.training import Trainer
 from xcnn.training import step as training_step
@@ -48,19 +49,14 @@ def missing() -> str:
     """Return why there can be no hosts on this machine, or ""."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         return "network namespaces need root on Linux"
-    for program in ("ip", "cc", "mpiexec"):
-        if found(program) is None:
+    for program, path in (("ip", shutil.which("ip")), ("cc", shutil.which("cc")), ("mpiexec", mpiexec())):
+        if path is None:
             return f"{program} is missing"
     if not Path("/dev/net/tun").exists():
         return "there is no /dev/net/tun"
     done = subprocess.run(["ip", "netns", "exec", "xcnn-none", "true"], capture_output=True, text=True)
     tried = subprocess.run(["unshare", "-n", "true"], capture_output=True, text=True)
     return "" if tried.returncode == 0 and "No such file" in done.stderr else "network namespaces are not allowed here"
-
-
-def found(program: str) -> str | None:
-    """Return the path of a program, beside this Python or in the PATH."""
-    return shutil.which(program, path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
 
 
 @dataclass
@@ -124,7 +120,7 @@ class Hosts:
 
     def mpiexec(self, *command: object) -> list[str]:
         """Return the command that runs another on all hosts, one process on each, with the first as `mpiexec`'s."""
-        start = (found("mpiexec"), "-hosts", ",".join(self.addresses), "-ppn", 1, "-localhost", self.addresses[0])
+        start = (mpiexec(), "-hosts", ",".join(self.addresses), "-ppn", 1, "-localhost", self.addresses[0])
         return self.inside(0, *start, "-launcher", "ssh", "-launcher-exec", self.launcher, "-n", self.count, *command)
 
     def environment(self) -> dict[str, str]:
@@ -220,7 +216,8 @@ def _shown(facts: dict[str, Any], count: int) -> bool:
     )
     print(
         f"  link: {1e3 * link['latency']:.2f} ms, {8e-6 * link['bandwidth']:.1f} Mbit/s, "
-        f"{1e6 * link['message']:.1f} us per message, adding {1e-9 * link['adding']:.1f} GB/s"
+        f"{1e6 * link['message']:.1f} us per message, copying {1e-9 * link['copying']:.2f} and adding "
+        f"{1e-9 * link['adding']:.1f} GB/s"
     )
     others = ", ".join(f"{way} {1e3 * facts[way]:.1f} ms" for way in prediction.WAYS[1:])
     print(f"  predicted for other ways: {others}")
@@ -228,9 +225,8 @@ def _shown(facts: dict[str, Any], count: int) -> bool:
         print(f"  PyTorch: {1e3 * facts['torch']:.1f} ms, ratio {facts['torch'] / facts['step']:.2f}")
     same, carried = facts["same"], facts["sent"] >= need
     print(f"  bits of one process: {'the same' if same else 'OTHERS'} ({facts['bits'][:16]})")
-    print(
-        f"  sent per step and host: {facts['sent']:,} bytes, at least {need:,} are needed{'' if carried else ': NOT ALL'}"
-    )
+    doubt = "" if carried else ": NOT ALL"
+    print(f"  sent per step and host: {facts['sent']:,} bytes, at least {need:,} are needed{doubt}")
     return bool(same and carried)
 
 
@@ -255,9 +251,8 @@ def main() -> int:
         return 0
     fine = True
     with Hosts(given.hosts, given.rate, given.delay) as hosts, tempfile.TemporaryDirectory() as folder:
-        print(
-            f"{given.hosts} hosts, links of {given.rate / 1e6:g} Mbit/s and {1e3 * given.delay:g} ms, bucket {given.bucket:,}"
-        )
+        links = f"links of {given.rate / 1e6:g} Mbit/s and {1e3 * given.delay:g} ms"
+        print(f"{given.hosts} hosts, {links}, buckets of {given.bucket:,} bytes")
         command = hosts.mpiexec(sys.executable, __file__, *sys.argv[1:], "--member", folder)
         with subprocess.Popen(command, env=hosts.environment(), stdout=subprocess.PIPE, text=True) as running:
             assert running.stdout is not None

@@ -12,26 +12,19 @@ import time
 import pytest
 
 from xcnn import compare
+from xcnn.cli._speed import print_results
 from xcnn.compare import worker
 from xcnn.compare.contestants import refusal
 from xcnn.compare.traffic import Metered
+from xcnn.parallel import mpi_status
+from xcnn.parallel.launch import INSTALL, mpiexec
 from xcnn.training.processes import Processes
 
-
-def _missing():
-    try:
-        worker.launch(2, ())
-    except compare.SpeedError:
-        return "mpiexec is missing"
-    return ""
-
-
-needs_mpiexec = pytest.mark.skipif(bool(_missing()), reason="mpiexec is missing")
-needs_mpi = pytest.mark.skipif(
-    bool(_missing()) or importlib.util.find_spec("mpi4py") is None, reason="mpi4py or mpiexec is missing"
-)
+needs_mpiexec = pytest.mark.skipif(mpiexec() is None, reason="mpiexec is missing")
+needs_mpi = pytest.mark.skipif(not mpi_status()["usable"], reason="mpi4py or its MPI library is missing")
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is missing")
 
+OURS = compare.Contestant("xcnn", ranks=2)
 TORCH = compare.Contestant("torch", "torch:cpu", "NCHW", 2)
 CASE = compare.Case("report", 6, "train", 1)
 
@@ -103,23 +96,25 @@ STEPS = """
 import json, sys
 from xcnn.compare import Case, Contestant
 from xcnn.compare.contestants import Group
-case, rank, folder = Case("report", 6, "train", 1, lr=0.1), int(sys.argv[1]), sys.argv[2]
-one = Contestant("torch", "torch:cpu", "NCHW", 2 if rank >= 0 else 1)
-with one.opened(case, Group(rank, 2, folder) if rank >= 0 else None) as step:
+group = Group(int(sys.argv[1]), 2, sys.argv[2])
+with Contestant("torch", "torch:cpu", "NCHW", 2).opened(Case("report", 6, "train", 1, lr=0.1), group) as step:
     print(json.dumps([step() for _ in range(4)]))
 """
 
 
 @needs_torch
 def test_the_steps_of_pytorch_in_two_processes_are_those_of_one(tmp_path):
-    ranks = (-1, 0, 1)
-    command = [sys.executable, "-c", STEPS]
     with contextlib.ExitStack() as stack:
         running = [
-            stack.enter_context(subprocess.Popen([*command, str(k), str(tmp_path)], stdout=subprocess.PIPE, text=True))
-            for k in ranks
+            stack.enter_context(
+                subprocess.Popen([sys.executable, "-c", STEPS, rank, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+            )
+            for rank in "01"
         ]
-        whole, *parts = (json.loads(one.communicate(timeout=120)[0]) for one in running)
+        parts = [json.loads(one.communicate(timeout=120)[0]) for one in running]
+    alone = compare.Contestant("torch", "torch:cpu", "NCHW")
+    with alone.opened(compare.Case("report", 6, "train", 1, lr=0.1)) as step:
+        whole = [step() for _ in range(4)]
     assert whole[-1] < whole[0]
     assert [statistics.fmean(losses) for losses in zip(*parts, strict=True)] == pytest.approx(whole, rel=1e-5)
 
@@ -131,14 +126,16 @@ def _alive(pid):
 
 
 @needs_mpiexec
-@needs_torch
+@needs_mpi
 def test_a_team_answers_as_one_and_ends_with_the_context():
-    with worker.Team(TORCH, CASE) as team:
+    with worker.Team(OURS, CASE) as team:
         assert team.ask("ready") is None
         assert team.ask("first") > 0
         seconds, waited, traffic = team.ask("burst", seconds=0.05)
         assert 0 < seconds < 1
-        assert traffic is None  # PyTorch does not tell
+        waiting, under_way = traffic
+        assert 0 < waiting < 1
+        assert 0 < under_way < 1
         assert waited is None or waited >= 0
         assert team.ask("memory") > 0
         assert len(team._pids) == 2
@@ -147,13 +144,13 @@ def test_a_team_answers_as_one_and_ends_with_the_context():
 
 
 @needs_mpiexec
-@needs_torch
+@needs_mpi
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="the state of a process is not told")
 def test_a_rank_that_dies_ends_the_team_at_once():
-    with worker.Team(TORCH, CASE) as team:
+    with worker.Team(OURS, CASE) as team:
         team.ask("first")
         os.kill(team._pids[1], 9)
-        with pytest.raises(compare.SpeedError, match="torch NCHW 2 ranks fails at report, batch 6, train: "):
+        with pytest.raises(compare.SpeedError, match="xcnn cpu 2 ranks fails at .*: one of its processes"):
             team.ask("burst", seconds=0.1)
     assert not any(map(_alive, team._pids))
 
@@ -167,7 +164,46 @@ def test_a_team_that_fails_gives_its_reason():
         team.ask("ready")
 
 
-def test_mpiexec_may_be_missing(monkeypatch):
+def test_mpiexec_may_be_missing(xcnn, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda *a, **k: None)
-    with pytest.raises(compare.SpeedError, match=r"which is missing; pip install mpi4py mpich$"):
-        worker.launch(2, ())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    code, _, err = xcnn("bench", "--ranks", "2", "--models", "report", "-b", "2")
+    assert (code, err) == (2, "error: MPI: there is no mpiexec, which starts several processes; " + INSTALL + "\n")
+
+
+def test_mpi4py_may_be_missing(xcnn, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "mpi4py" else name)
+    code, _, err = xcnn("bench", "--ranks", "2", "--models", "report", "-b", "2")
+    assert (code, err) == (1, f"error: bench: mpi4py is not installed; {INSTALL}\n")
+
+
+@needs_mpiexec
+@needs_mpi
+def test_the_lines_of_several_ranks(xcnn):
+    quick = ("--models", "report", "-b", "4", "--rounds", "1", "--seconds", "0.01", "--threads", "1", "--json")
+    code, out, err = xcnn("bench", "--ranks", "1,2", *quick)
+    assert code == 0, err
+    lines = [line for line in map(json.loads, out.splitlines()) if line["kind"] == "speed"]
+    assert [(line["contestant"], line["variant"], line["ranks"]) for line in lines] == [
+        ("xcnn", "cpu", 1), ("xcnn", "cpu", 2),
+    ]  # fmt: skip
+    alone, both = lines
+    assert (alone["waiting"], alone["overlap"], alone["efficiency"]) == (None, None, None)
+    assert both["efficiency"] == pytest.approx(alone["rounds"][0] / both["rounds"][0] / 2)
+    assert 0 < both["waiting"] < 1
+    assert 0 <= both["overlap"] < 1
+
+
+def test_the_table_of_several_ranks(capsys):
+    timings = (
+        compare.Timing(compare.Contestant("xcnn"), 8, 1.0, (0.010,), None, None),
+        compare.Timing(OURS, 8, 1.0, (0.008,), None, None, waiting=0.1, under_way=0.4),
+    )
+    peers = (compare.Timing(TORCH, 8, 1.0, (0.016,), None, None),)
+    print_results("train", [compare.Result(CASE, timings, peers, 100, 1, {})])
+    header, one, two = capsys.readouterr().out.splitlines()[-3:]
+    columns = "model batch ranks ms/step images/s spread efficiency waiting overlap GFLOP/s of-peak memory first"
+    assert header.split()[:13] == columns.split()
+    assert one.split()[:9] == ["report", "6", "1", "10.00", "800", "0%", "-", "-", "-"]
+    assert two.split()[:9] == ["report", "6", "2", "8.00", "1,000", "0%", "0.62", "10.0%", "75%"]
+    assert "2.00  torch NCHW 2 ranks" in two

@@ -19,9 +19,11 @@ from xcnn.compare.case import Case
 from xcnn.compare.contestants import PEERS, SEVERAL, YARDSTICKS, Contestant, refusal
 from xcnn.compare.gpu import CPU, hardware, kind
 from xcnn.compare.launches import UNCOUNTED, Launches
-from xcnn.compare.worker import SpeedError, Worker, launch, started
+from xcnn.compare.worker import SpeedError, Worker, started
 from xcnn.devices import LIBRARIES
 from xcnn.errors import UsageError, XcnnError, unknown
+from xcnn.parallel import launch_command
+from xcnn.parallel.launch import INSTALL
 
 __all__ = ["SETTLE", "Dropped", "Failed", "Growth", "Result", "Timing", "bench", "contestants", "growths", "speed"]
 
@@ -269,12 +271,12 @@ def bench(
     integer("bench", "busy", cores, 0)
     packages = dict(one.package for one in entered if one.name in PEERS)
     if any(one.ranks > 1 for one in entered):
-        packages["mpi4py"] = "pip install mpi4py mpich"
+        packages["mpi4py"] = INSTALL
     if missing := [module for module in packages if importlib.util.find_spec(module) is None]:
         verb, hints = "are" if len(missing) > 1 else "is", "; ".join(packages[module] for module in missing)
         raise SpeedError(f"bench: {' and '.join(missing)} {verb} not installed; {hints}")
     if "mpi4py" in packages:
-        launch(1, ())  # raises if it cannot
+        launch_command(1)  # raises if it cannot
     # On the CPU NumPy runs the yardsticks; on a GPU CuPy if it takes part, else the library that does.
     devices = {one.hardware: one.device for one in reversed(entered) if one.name == "xcnn"}
     devices |= {where: where for where in devices if where == CPU or Contestant("xcnn", where) in entered}

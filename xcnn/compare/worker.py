@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import socket
 import statistics
@@ -21,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -34,8 +34,9 @@ from xcnn.compare.meter import meter
 from xcnn.compare.parts import costs
 from xcnn.errors import XcnnError
 from xcnn.machine import waited
+from xcnn.parallel import launch_command
 
-__all__ = ["COMMAND", "PATIENCE", "THREADS", "SpeedError", "Team", "Worker", "launch", "main", "started"]
+__all__ = ["COMMAND", "PATIENCE", "THREADS", "SpeedError", "Team", "Worker", "main", "started"]
 
 COMMAND = "from xcnn.compare.worker import main; main()"
 """The Python code that the process runs."""
@@ -162,7 +163,7 @@ class Team(Worker):
         self._door.bind(f"{self._folder.name}/door")
         self._door.listen(self.contestant.ranks)
         command = [sys.executable, "-c", COMMAND, arguments, self._folder.name]
-        return self._popen(launch(self.contestant.ranks, command), subprocess.DEVNULL, self.errors)
+        return self._popen(launch_command(self.contestant.ranks, *command), subprocess.DEVNULL, self.errors)
 
     def _kill(self) -> None:
         self.process.terminate()  # mpiexec, which ends the processes
@@ -225,7 +226,6 @@ class Team(Worker):
                     continue
                 break
         if len(answers) < len(self._files):
-            time.sleep(_LAST_WORDS)
             self._kill()  # the others would wait for the one that has ended
             return None
         found = _together(request, [answers[rank] for rank in range(len(answers))])
@@ -234,16 +234,16 @@ class Team(Worker):
         return [found]
 
     def _written(self) -> str:
-        """Return what the processes have written to stderr: the first that has died of an exception, or `mpiexec`."""
+        """Return the traceback of the first process that an exception has ended, or what `mpiexec` has written."""
         every = [path.read_text("utf-8", "replace") for path in sorted(Path(self._folder.name).glob("stderr-*"))]
-        return next((text for text in every if "Traceback (" in text), "") or super()._written()
+        quiet = _SILENT if self._files else super()._written()
+        return next((text for text in every if "Traceback (" in text), quiet)
 
+
+_SILENT = "one of its processes ended, as when memory runs out; choose a smaller batch"
 
 _GRACE = 5.0
 """Seconds in which `mpiexec` must end the processes."""
-
-_LAST_WORDS = 0.3
-"""Seconds for a process that has hung up to write why."""
 
 
 def _together(request: str, answers: Sequence[Any]) -> Any:
@@ -260,24 +260,6 @@ def _together(request: str, answers: Sequence[Any]) -> Any:
 def started(contestant: Contestant, case: Case) -> Worker:
     """Start the process or the processes of a contestant."""
     return (Team if contestant.ranks > 1 else Worker)(contestant, case)
-
-
-def launch(ranks: int, command: Sequence[str]) -> list[str]:
-    """Return the command that starts processes of another, with the `mpiexec` beside this Python or in the PATH.
-
-    Raises
-    ------
-    SpeedError
-        If there is none.
-    """
-    here = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    if (program := shutil.which("mpiexec", path=here)) is None:
-        raise SpeedError("bench: several processes are started by mpiexec, which is missing; pip install mpi4py mpich")
-    told = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
-    options = [] if "HYDRA" in told else ["--oversubscribe", "--bind-to", "none"]  # as MPICH's does by itself
-    if options and hasattr(os, "geteuid") and os.geteuid() == 0:
-        options.append("--allow-run-as-root")
-    return [program, *options, "-n", str(ranks), *command]
 
 
 class _Work:
@@ -369,5 +351,9 @@ def _run_member(contestant: Contestant, case: Case, folder: str) -> None:
             with open(f"{folder}/stderr-{rank}", "w", encoding="utf-8") as errors:
                 os.dup2(errors.fileno(), 2)
             group = Group(rank, size, folder)
-            with contestant.opened(case, group) as step:
-                _serve(_Work(contestant, case, step, group), parent, parent)
+            try:
+                with contestant.opened(case, group) as step:
+                    _serve(_Work(contestant, case, step, group), parent, parent)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)  # at once: the others may wait for this one

@@ -2,7 +2,8 @@
 
 Each process computes its part of the batch, forward and backward. A bucket of gradients is exchanged as soon as the
 backward pass has computed it, while the pass goes on. A link carries one exchange after the other, in both directions
-at once. The processor posts and receives messages, and adds what has arrived, in between, which delays the pass.
+at once. The processor packs the bucket, posts and receives messages, moves their bytes unless a device does that, and
+adds what has arrived, in between, which delays the pass.
 
 Not modelled are a network that is slower when all use it at once, processes of unequal speed, and an exchange that goes
 on late as the processor looks for it only between two layers.
@@ -41,12 +42,14 @@ class Link:
     latency : seconds from one process to another, besides those of `message` and the size over the bandwidth.
     bandwidth : bytes per second that a process sends while it receives as many.
     message : seconds that the processor spends on a message, once where it is sent and once where it is received.
-    adding : bytes per second of an array that is added to another.
+    copying : bytes per second that the processor moves, to send or to receive them; infinite if a device does that.
+    adding : bytes per second of an array that is added to another, packed or divided.
     """
 
     latency: float
     bandwidth: float
     message: float
+    copying: float
     adding: float
 
 
@@ -77,7 +80,7 @@ class Prediction:
     Attributes
     ----------
     computing : the forward and backward pass, and the update.
-    serving : messages and additions.
+    serving : the processor's part of communication.
     waiting : for other processes.
     """
 
@@ -162,17 +165,21 @@ def _stages(link: Link, ranks: int, way: str) -> list[_Stage]:
     messages = 2 * link.message * (others if way == "direct" else steps)
     latency = steps * link.latency + (0.0 if way == "direct" else (steps - 1) * 2 * link.message)
 
+    share = others / ranks  # of a bucket, that is sent and received
+
     def carried(size: int) -> float:
-        return size * others / ranks / link.bandwidth
+        return share * size / link.bandwidth
 
-    def added(size: int) -> float:
-        return size * others / ranks / link.adding
+    def begin(size: int) -> float:
+        return size / link.adding + messages + share * size / link.copying
 
-    return [
-        _Stage(lambda size: messages, carried, latency),
-        _Stage(lambda size: messages + added(size), carried, latency),
-        _Stage(lambda size: 0.0),
-    ]
+    def middle(size: int) -> float:
+        return share * size / link.copying + share * size / link.adding + messages + share * size / link.copying
+
+    def end(size: int) -> float:
+        return share * size / link.copying + size / link.adding
+
+    return [_Stage(begin, carried, latency), _Stage(middle, carried, latency), _Stage(end)]
 
 
 def _buckets(gradients: Sequence[tuple[float, int]], least: int) -> list[tuple[float, int]]:
@@ -206,13 +213,15 @@ def measure(processes: Processes, nbytes: int = 1 << 20, repeats: int = 30) -> L
     others = [(rank + k) % size for k in range(1, size)]
     after, before = others[0], others[-1]
 
-    def timed(function: Callable[[], None], times: int = repeats) -> float:
+    def timed(
+        function: Callable[[], None], times: int = repeats, clock: Callable[[], float] = time.perf_counter
+    ) -> float:
         found = []
         for _ in range(times):
             processes.gather(np.zeros(1))  # begin together
-            begun = time.perf_counter()
+            begun = clock()
             function()
-            found.append(time.perf_counter() - begun)
+            found.append(clock() - begun)
         return max(float(one[0]) for one in processes.gather(np.asarray([np.median(found)])))
 
     def exchanged(length: int, count: int = 1) -> Callable[[], None]:
@@ -229,11 +238,18 @@ def measure(processes: Processes, nbytes: int = 1 << 20, repeats: int = 30) -> L
     one, several, round_trip = timed(exchanged(1)), timed(exchanged(1, many)), timed(to_and_fro)
     message = max(0.0, several - one) / (2 * (many - 1) * len(others))
     latency = max(0.0, round_trip / 2 - 2 * message)
-    large = timed(exchanged(nbytes // 4), max(3, repeats // 6))
-    bandwidth = nbytes * len(others) / max(large - latency - 2 * len(others) * message, 1e-9)
-    total, other = np.ones(nbytes // 4, np.float32), np.ones(nbytes // 4, np.float32)
+    few, both, posted = max(3, repeats // 4), 2 * nbytes * len(others), 2 * len(others) * message
+    spent = timed(exchanged(nbytes // 4), few, time.process_time) - posted
+    large = timed(exchanged(nbytes // 4), few) - posted - latency
+    copying = both / max(spent, 1e-9)
+    bandwidth = both / 2 / max(large - spent, 1e-9)
+    arrays = np.ones((max(2, _COLD // nbytes), nbytes // 4), np.float32)  # more than caches hold
 
     def added() -> None:
-        np.add(total, other, out=total)
+        for k in range(0, len(arrays) - 1, 2):
+            np.add(arrays[k], arrays[k + 1], out=arrays[k])
 
-    return Link(latency, bandwidth, message, nbytes / timed(added))
+    return Link(latency, bandwidth, message, copying, nbytes * (len(arrays) // 2) / timed(added, few))
+
+
+_COLD = 1 << 26
