@@ -89,7 +89,7 @@ def test_the_time_of_exchanges_is_metered():
     metered.wait(lambda: first() and second())
     assert first()
     assert metered.under_way >= 0.1
-    assert 0 < metered.waiting <= metered.under_way - 0.06
+    assert 0 < metered.waited <= metered.under_way - 0.06
 
 
 STEPS = """
@@ -150,7 +150,7 @@ def test_a_rank_that_dies_ends_the_team_at_once():
     with worker.Team(OURS, CASE) as team:
         team.ask("first")
         os.kill(team._pids[1], 9)
-        with pytest.raises(compare.SpeedError, match="xcnn cpu 2 ranks fails at .*: one of its processes"):
+        with pytest.raises(compare.SpeedError, match=r"xcnn cpu 2 ranks fails at .*: one of its processes"):
             team.ask("burst", seconds=0.1)
     assert not any(map(_alive, team._pids))
 

@@ -1,4 +1,4 @@
-"""The time that a process waits for others, and the time for which its exchanges are under way."""
+"""The time for which exchanges between processes are under way."""
 
 import time
 from collections.abc import Sequence
@@ -14,13 +14,12 @@ class Metered(Processes):
 
     Attributes
     ----------
-    waiting : seconds for which this process has waited for exchanges to end.
     under_way : seconds for which at least one was under way, as far as this process has asked.
     """
 
     def __init__(self, inner: Processes) -> None:
         self.rank, self.size = inner.rank, inner.size
-        self.waiting = self.under_way = 0.0
+        self.under_way = 0.0
         self._inner, self._count, self._since = inner, 0, 0.0
 
     def __getattr__(self, name: str) -> Any:
@@ -50,6 +49,5 @@ class Metered(Processes):
 
     def wait(self, done: Done) -> None:
         """Wait until an exchange has ended."""
-        start = time.perf_counter()
         self._inner.wait(done)
-        self.waiting += time.perf_counter() - start
+        self.waited = self._inner.waited

@@ -289,13 +289,13 @@ class _Work:
         self._step()  # wakes the threads, and fills the processor's caches again
         self._meter.settle()
         traffic = None if self._group is None else self._group.traffic
-        before, told = waited(), None if traffic is None else (traffic.waiting, traffic.under_way)
+        before, told = waited(), None if traffic is None else (traffic.waited, traffic.under_way)
         one, whole = self._meter.turn(self._step, seconds, count)
         after = waited()
         threads = self._case.threads if self._contestant.hardware == CPU else 1  # the thread that launches kernels
         shares = None
         if traffic is not None and told is not None:
-            shares = (traffic.waiting - told[0]) / whole, (traffic.under_way - told[1]) / whole
+            shares = (traffic.waited - told[0]) / whole, (traffic.under_way - told[1]) / whole
         return one, None if before is None or after is None else (after - before) / threads / whole, shares
 
     def loaded(self, seconds: float, count: int = 0) -> float:
