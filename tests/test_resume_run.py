@@ -126,7 +126,8 @@ CHANGED = {
     "model": "vgg_small", "epochs": 4, "batch_size": 32, "opt": "adam",
     "lr": 0.001, "momentum": 0.8, "wd": 0.1, "schedule": "cosine", "warmup": 3, "label_smoothing": 0.1,
     "clip_norm": 1.0, "augment": (), "validation": 0.1, "patience": 5, "monitor": "val_accuracy",
-    "class_weight": "balanced", "ema": 0.9, "accumulate": 3, "normalize": True, "init": "other", "freeze": ("0.*",),
+    "class_weight": "balanced", "ema": 0.9, "accumulate": 3, "sync_batch_norm": True,
+    "normalize": True, "init": "other", "freeze": ("0.*",),
     "seed": 1,
     "opt_options": {"dampening": 0.1}, "checkpoint_every": "9steps", "keep_checkpoints": 5,
 }  # fmt: skip

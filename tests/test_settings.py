@@ -35,6 +35,7 @@ WRONG = {
     "class_weight": ["balance", 3, ["balanced"]],
     "ema": [1, -0.1, "x"],
     "accumulate": [0, 1.5, "2"],
+    "sync_batch_norm": [1, None, "yes"],
     "clip_norm": [0, -1, "x"],
     "augment": ["flip", ["shft"], [3], None],
     "validation": [1, -0.1, None],

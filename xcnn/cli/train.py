@@ -47,6 +47,7 @@ _PARAMETERS = {
     "batch_size": {"name": ["--batch-size", "-b"]},
     "skip_broken": {"negative": ()},
     "normalize": {"negative": ()},
+    "sync_batch_norm": {"negative": ()},
     "augment": {"converter": _names, "n_tokens": 1, "negative": (), "show_default": False},
     "freeze": {"converter": _names, "n_tokens": 1, "negative": (), "show_default": False},
     "opt_options": {"converter": _options, "n_tokens": 1, "negative": ()},
@@ -60,7 +61,16 @@ _GROUPS = {
     "Network and training": (
         *("model", "init", "freeze", "epochs", "batch_size", "opt", "lr", "momentum", "wd", "opt_options"),
         *("schedule", "warmup"),
-        *("label_smoothing", "class_weight", "ema", "accumulate", "clip_norm", "monitor", "patience"),
+        *(
+            "label_smoothing",
+            "class_weight",
+            "ema",
+            "accumulate",
+            "sync_batch_norm",
+            "clip_norm",
+            "monitor",
+            "patience",
+        ),
     ),
 }
 """The settings by their headings in the help; all others are under that of the run."""

@@ -23,6 +23,7 @@ from xcnn.ops._normalise import View, norm
 from xcnn.ops._op import Gradients, Result, op, positive, sample
 from xcnn.ops._options import Integers
 from xcnn.ops._options import activation as checked
+from xcnn.ops._parts import Gather, gathering, norm_of_parts
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "norm_inference"]
 
@@ -75,6 +76,11 @@ def _tracked(
     activation: Activation,
 ) -> tuple[Array, Callable[[Array, Sequence[bool]], Gradients], Array | None, Array | None]:
     """Return y, backward, and the running statistics, which move unless x is normalised by them: `momentum` is None."""
+    if momentum is not None and (gather := _gather(view, momentum)) is not None:
+        y, gradients, mean, var = norm_of_parts(xp, x, weight, bias, eps, view, gather, residual, activation)
+        if running_mean is not None:
+            running_mean, running_var = _running_statistics(xp, running_mean, running_var, mean, var, momentum, 1.0)
+        return y, _of_all(gradients), running_mean, running_var
     given = (running_mean, running_var) if momentum is None else None
     y, gradients, mean, var = norm(xp, x, weight, bias, eps, view, given, residual, activation)
     if momentum is not None and running_mean is not None and x.shape[0] and view.count:
@@ -82,6 +88,11 @@ def _tracked(
         moved = running_mean, running_var, *running, momentum, view.count / (view.count - 1)
         running_mean, running_var = _running_statistics(xp, *moved)
     return y, _of_all(gradients), running_mean, running_var
+
+
+def _gather(view: View, momentum: float | None) -> Gather | None:
+    """Return how to get the numbers of all parts of a batch if this is the batch norm of one in training, or None."""
+    return gathering() if momentum is not None and view.axes == (0, 2) else None
 
 
 def _batch(xp: ModuleType, mean: Array, var: Array, c: int, view: View) -> tuple[Array, Array]:
@@ -114,12 +125,14 @@ def _bind_whole(
         return NotImplemented
     c, move, unbias = x.shape[1], None, 1.0
     if momentum is not None and running_mean is not None:
-        unbias = view.count / (view.count - 1)
+        unbias = view.count / max(view.count - 1, 1)  # a part may have one element
         arrays = running_mean, running_var, running_mean, running_var  # of the shapes and dtypes of those of the batch
         move = bound(_running_statistics, xp, (*arrays, momentum, unbias), whole=True)
         move = move or functools.partial(_running_statistics, xp)
 
     def call(x: Array, running_mean: Any, running_var: Any, weight: Any, bias: Any, *after: Any) -> Any:
+        if _gather(view, momentum) is not None:
+            return _tracked(xp, x, running_mean, running_var, weight, bias, *after)
         given = (running_mean, running_var) if momentum is None else None
         y, gradients, mean, var = run(x, weight, bias, eps, view, given, after[3], activation)
         if move is not None:
@@ -191,7 +204,7 @@ def _channel_norm(
     if (running_mean is None or running_var is None) and (not by_own or running_mean is not running_var):
         raise UsageError(f"{name}: running_mean and running_var must both be arrays or, if {own} is True, both be None")
     view = _groups(x, c) if by_own and per_image else View((n, c, math.prod(x.shape[2:])), (0, 2), (1, c, 1))
-    if by_own and view.count == 1:
+    if by_own and view.count == 1 and _gather(view, momentum) is None:
         fix = "" if per_image else "; for a last batch of one example, see drop_last of data.Loader"
         raise ShapeError(f"{name}: x needs more than one element per mean if {own} is True, got {tuple(x.shape)}{fix}")
     after = residual, checked(name, activation)

@@ -270,6 +270,7 @@ class _Run:
             clip_norm=config.clip_norm,
             accumulate=config.accumulate,
             parallel=self.parallel,
+            sync_batch_norm=config.sync_batch_norm,
             callbacks=[*ours, self.checkpoints],
             tell=self.tell,
         )

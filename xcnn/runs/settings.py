@@ -198,6 +198,9 @@ class Config:
         "number of parts in which a step computes its images, one after the other, to take less memory, or on several "
         "processes; by default the number of processes.",
         _whole(1), change=_ON)
+    sync_batch_norm: bool = _row(False,
+        "let batch norm use the statistics of all images of a step, instead of those of each of its parts.",
+        lambda name, value: flag("", name, value), change=_ON)
     clip_norm: float | None = _row(None,
         "largest norm of all gradients together.", _real("(0, inf)"), change=_ON)
     augment: tuple[str, ...] = _row((),

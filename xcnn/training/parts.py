@@ -103,10 +103,10 @@ class Statistics:
     """Buffers, such as running statistics, while the parts of a batch are computed.
 
     Each part begins with the buffers of before the batch. Afterwards each of their numbers has moved by the mean of the
-    parts' changes.
+    parts' changes. `mine` is whether this process has a part.
     """
 
-    def __init__(self, buffers: Sequence[Buffer], processes: Processes, count: int) -> None:
+    def __init__(self, buffers: Sequence[Buffer], processes: Processes, count: int, mine: bool) -> None:
         self._buffers = [buffer for buffer in buffers if buffer.trainable]
         self._before, self.count = [buffer.data for buffer in self._buffers], count
         self._sum: Sum | None = None
@@ -116,6 +116,8 @@ class Statistics:
             self._wide = known.get("float64", known["float32"])
             origin = xp.astype(zeros(xp, (1,), self._before[0]), self._wide)
             self._sum = Sum(processes, count, _TAG, origin, sum(math.prod(array.shape) for array in self._before))
+            if not mine:  # before the gradients, as in other processes
+                self._sum.start()
 
     def reset(self) -> None:
         """Let the next part begin with the buffers of before the batch."""
@@ -131,12 +133,10 @@ class Statistics:
         if last:
             self._sum.start()
 
-    def finish(self, processes: Processes, mine: bool) -> None:
-        """Set the buffers to those of after the batch; `mine` is whether this process had a part."""
+    def finish(self, processes: Processes) -> None:
+        """Set the buffers to those of after the batch."""
         if self._sum is None:
             return
-        if not mine:
-            self._sum.start()
         processes.wait(self._sum.advance)
         flat, start = self._sum.total, 0
         if self.count > 1:

@@ -37,6 +37,7 @@ class Progress(Callback):
     redirect : of the class: whether what others print while the bar is shown appears above it.
     """
 
+    writes = True
     shows_progress = True
     redirect = True
 

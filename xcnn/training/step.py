@@ -1,5 +1,6 @@
 """One training step: gradients, clipping and the update. If the step fails, the state from before it is restored."""
 
+import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -14,9 +15,11 @@ from xcnn.devices import Device, on_host, to_numpy
 from xcnn.errors import DivergedError, UsageError, XcnnError
 from xcnn.nn import Module
 from xcnn.nn._members import members
+from xcnn.ops._parts import alone
 from xcnn.parameter import Parameter
 from xcnn.training.divergence import divergence, look
 from xcnn.training.feed import place
+from xcnn.training.lockstep import gathered, lockstep
 from xcnn.training.losses import Loss
 from xcnn.training.memory import memory_error, ran_out
 from xcnn.training.parts import Cut, Part, Parts, Statistics, Streams
@@ -51,6 +54,7 @@ class Step:
     clip_norm: float | None
     clip_value: float | None
     cut: Cut = field(default_factory=Cut)
+    sync_batch_norm: bool = False
     notice: int = 0
 
     def __post_init__(self) -> None:
@@ -145,31 +149,64 @@ class Step:
     def _in_parts(self, batch: Parts, count: bool) -> tuple[list[Any], int]:
         """Do what `_whole` does for a batch in parts, of which this process computes its own."""
         processes, several = self.cut.processes, batch.count > 1
+        together = self.sync_batch_norm and several
         streams = Streams(self._streams())
-        statistics = Statistics(self._buffers, processes, batch.count)
+        statistics = Statistics(self._buffers, processes, batch.count, bool(batch.mine))
         self._zero_grad()
         self._sums.begin(self._parameters(), batch.count)
         figures, classes = list[Any](), 0
         numbers = None if batch.mine else self._numbers([], batch.count)
-        for part in batch.mine:
+
+        def compute(part: Part) -> bool:
+            """Compute a part; return False to leave out the others, as the loss is lost."""
+            nonlocal classes, numbers
             last = part is batch.mine[-1]
             streams.go_to(part.number)
             statistics.reset()
             found, classes, backward = self._forward(part, count or several)
-            figures += found
-            if processes.size == 1 and _lost(found):
-                return figures, classes
+            figures.extend(found)
+            if processes.size == 1 and not together and _lost(found):
+                return False
             statistics.take(part.number, last)
             if last and processes.size > 1:  # so that the numbers travel during the last backward pass
                 numbers = self._numbers(look([0, *figures])[0][1:], batch.count)
-            with self._sums.part(part.number, last):
+            with self._sums.part(part.number, last and not together):
                 backward(_entries(found[3]) if several else None)  # the gradient of the sum of the losses
+            return True
+
+        if together:
+            self._in_lockstep([functools.partial(compute, part) for part in batch.mine], batch.count)
+        elif not all(map(compute, batch.mine)):
+            return figures, classes
         if numbers is not None:
             figures = self._all_figures(numbers, batch.count)
         self._sums.finish(_total(figures[3::4]) if several else None)
-        statistics.finish(processes, bool(batch.mine))
+        statistics.finish(processes)
         streams.go_to(batch.count)
         return figures, classes
+
+    def _in_lockstep(self, tasks: Sequence[Callable[[], bool]], count: int) -> None:
+        """Compute parts whose batch norms use the statistics of all `count` parts of the batch."""
+        processes, parameters = self.cut.processes, self.model.parameters()
+
+        def active(task: Callable[[], bool]) -> bool:
+            with self.device.active():  # which is that of a thread
+                return task()
+
+        def remember() -> Callable[[], None]:
+            put_back, gradients = self._remember(), [parameter.grad for parameter in parameters]
+
+            def restore() -> None:
+                put_back()
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
+
+            return restore
+
+        if tasks:
+            counts = [len(processes.share(count, rank)) for rank in range(processes.size)]
+            gather = functools.partial(gathered, processes, counts)
+            lockstep([functools.partial(active, task) for task in tasks], gather, remember)
 
     def _forward(self, part: Part, count: bool) -> tuple[list[Any], int, Callable[[Any], None]]:
         """Compute a part forward, in training.
@@ -268,7 +305,11 @@ class Step:
             outside = targets[(targets < 0.0) | (targets > 1.0)]
             if outside.size:
                 return UsageError(f"the targets hold {outside[0]}, the loss takes probabilities from 0 to 1")
-        return divergence(self.model, self.loss, value, parts, sure)
+        if not self.sync_batch_norm:
+            return divergence(self.model, self.loss, value, parts, sure)
+        together = [namespace_of(arrays[0]).concat(arrays) for arrays in zip(*parts, strict=True)]
+        with alone():  # what is left may be one element per mean
+            return divergence(self.model, self.loss, value, [(together[0], together[1])], sure)
 
     def _parameters(self) -> list[Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -285,7 +326,8 @@ class Step:
 
         def put_back() -> None:
             for buffer, array in zip(self._buffers, arrays, strict=True):
-                buffer.data = array
+                if buffer.data is not array:  # as programs are checked after each change
+                    buffer.data = array
             for stream, state in zip(streams, states, strict=True):
                 stream.state = state
 

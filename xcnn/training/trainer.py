@@ -27,6 +27,7 @@ from xcnn.errors import (
     unknown,
     wrong_call,
 )
+from xcnn.machine import machine
 from xcnn.nn import Module
 from xcnn.training.evaluation import Metric, Metrics, evaluate, metrics_named, predict
 from xcnn.training.feed import Data, Feed, dtype_of
@@ -158,6 +159,9 @@ class Trainer:
     parallel : the processes that train together, such as `xcnn.parallel.MPI()`; None for this one alone. Each has the
         same model, data and arguments, computes its share of the parts, and makes the same update. The result depends
         on `accumulate`, but not on the number of processes.
+    sync_batch_norm : whether batch norm computes with the statistics of the whole batch instead of those of each part,
+        as in one part. All parts of a process are then computed at the same time, layer by layer, so that more of them
+        take no less memory. Layers must not depend on the numbers in which batch norms they call.
     callbacks : `Callback` objects that `fit` calls.
     tell : called with a sentence that the user should read, such as that a data set does not fit into the memory of the
         device.
@@ -190,6 +194,7 @@ class Trainer:
         metrics: Mapping[str, Metric] | None = None,
         accumulate: int | None = None,
         parallel: Processes | None = None,
+        sync_batch_norm: bool = False,
         callbacks: Sequence[Callback] = (),
         tell: Callable[[str], object] = warnings.warn,
     ) -> None:
@@ -233,7 +238,8 @@ class Trainer:
                 setting="accumulate",
             )
         self.accumulate, cut = parts, Cut(parts, self.parallel)
-        self._step = Step(model, optimizer, self.loss, self.device, schedule, clip_norm, clip_value, cut)
+        sync = flag("Trainer", "sync_batch_norm", sync_batch_norm)
+        self._step = Step(model, optimizer, self.loss, self.device, schedule, clip_norm, clip_value, cut, sync)
         self._exchanged = False  # whether the model holds the weights of inference
         model.to(self.device)
 
@@ -387,7 +393,10 @@ class Trainer:
         found = hashlib.sha256()
         for name, array in self.model.state_dict().items():
             found.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+        here = machine()
         facts = {
+            "versions": here["versions"],
+            "processor": here["cpu"],
             "weights": found.hexdigest(),
             "number of steps": self.steps,
             "last epoch": last,
@@ -395,8 +404,12 @@ class Trainer:
             "training data": feed.settings,
             "number of batches": feed.length,
             "accumulate": self.accumulate,
+            "sync_batch_norm": self._step.sync_batch_norm,
         }
         said = [json.loads(one) for one in self.parallel.gather_bytes(json.dumps(facts).encode())]
+        processors = {one.pop("processor") for one in said}
+        if len(processors) > 1 and self.parallel.rank == 0:
+            self.tell(f"the processes have different processors, which may round differently: {processors}")
         for rank, other in enumerate(said):
             for name, fact in said[0].items():
                 if other[name] != fact:
