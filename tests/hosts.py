@@ -142,17 +142,18 @@ def measure(networks: list[str], batch: int, steps: int, against: str, folder: P
         part = replace(case, batch=batch // together.size)
         gradients = prediction.gradients(case.network(), case.shape)
         nbytes = sum(size for _, size in gradients)
-        link = prediction.measure(together, min(nbytes, training_step.BUCKET) // together.size, 20)
+        link = prediction.measure(together, min(nbytes, training_step.bucket(together.size)) // together.size, 20)
         alone, _ = _trainer(part)
         computing = _timed(together, alone, steps)
         run, trainer = _trainer(case, together)
         sent = _sent()
         measured = _timed(together, run, steps)
         sent = (_sent() - sent) // (steps + _WARM)
-        work = prediction.Work(batch, 0.0, computing / part.batch, gradients)
+        figures = 4 if list(trainer.model.named_buffers()) else 2
+        work = prediction.Work(batch, 0.0, computing / part.batch, gradients, figures=figures)
         facts = {"network": name, "batch": batch, "computing": computing, "link": asdict(link), "step": measured}
         for way in prediction.WAYS:
-            facts[way] = prediction.step(work, link, together.size, training_step.BUCKET, way).seconds
+            facts[way] = prediction.step(work, link, together.size, training_step.bucket(together.size), way).seconds
         facts |= {"nbytes": nbytes, "sent": sent, "bits": _bits(trainer)}
         if together.rank == 0:
             one, reference = _trainer(case, accumulate=together.size)
@@ -238,11 +239,12 @@ def main() -> int:
     parser.add_argument("--hosts", type=int, default=4)
     parser.add_argument("--rate", type=float, default=100e6, help="bits per second of each link")
     parser.add_argument("--delay", type=float, default=1e-3, help="seconds from host to host")
-    parser.add_argument("--bucket", type=int, default=training_step.BUCKET, help="bytes of a bucket of gradients")
+    parser.add_argument("--bucket", type=int, default=0, help="bytes of a bucket of gradients")
     parser.add_argument("--against", default="", help="torch to measure PyTorch too")
     parser.add_argument("--member", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    training_step.BUCKET = given.bucket
+    if given.bucket:
+        training_step.BUCKET, training_step.SLICE = given.bucket, 0
     if given.member:
         measure(given.networks.split(","), given.batch, given.steps, given.against, Path(given.member))
         return 0
@@ -252,7 +254,7 @@ def main() -> int:
     fine = True
     with Hosts(given.hosts, given.rate, given.delay) as hosts, tempfile.TemporaryDirectory() as folder:
         links = f"links of {given.rate / 1e6:g} Mbit/s and {1e3 * given.delay:g} ms"
-        print(f"{given.hosts} hosts, {links}, buckets of {given.bucket:,} bytes")
+        print(f"{given.hosts} hosts, {links}, buckets of {training_step.bucket(given.hosts):,} bytes")
         command = hosts.mpiexec(sys.executable, __file__, *sys.argv[1:], "--member", folder)
         with subprocess.Popen(command, env=hosts.environment(), stdout=subprocess.PIPE, text=True) as running:
             assert running.stdout is not None

@@ -29,9 +29,6 @@ WAYS = ("direct", "halving", "ring")
 The last two are those of usual allreduces, whose order of addition depends on the number of processes.
 """
 
-_FIGURES = 2
-"""Exchanges of a few numbers in each step, besides those of buckets."""
-
 
 @dataclass(frozen=True)
 class Link:
@@ -64,6 +61,7 @@ class Work:
     each : seconds per image.
     gradients : where gradients are ready: the share of the backward pass, and their size in bytes; see `gradients`.
     backward : share of the backward pass in the time of the images.
+    figures : exchanges of a few numbers, besides gradients: 4 with the running statistics of batch norm.
     """
 
     images: int
@@ -71,6 +69,7 @@ class Work:
     each: float
     gradients: Sequence[tuple[float, int]]
     backward: float = 2 / 3
+    figures: int = 2
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def step(work: Work, link: Link, ranks: int, bucket: int, way: str = "direct") -
     ----------
     work, link : what is computed, and what connects the processes.
     ranks : the number of processes.
-    bucket : the size in bytes from which gradients are sent, as `xcnn.training.step.BUCKET`.
+    bucket : the size in bytes from which gradients are sent, as `xcnn.training.step.bucket(ranks)`.
     way : one of `WAYS`.
     """
     images = -(-work.images // ranks) * work.each
@@ -143,7 +142,7 @@ def step(work: Work, link: Link, ranks: int, bucket: int, way: str = "direct") -
             continue
         free = max(free, served) + link_time(size)
         heapq.heappush(events, (free + stages[stage].latency, number, stage + 1))
-    figures = _FIGURES * 2 * (ranks - 1) * link.message
+    figures = work.figures * 2 * link.message * (ranks - 1 if way == "direct" else math.ceil(math.log2(ranks)))
     end = max(start + length + delay + figures + link.latency, served + figures, last)
     serving = figures + sum(one.processor(size) for _, size in ready for one in stages)
     return Prediction(computing, serving, max(0.0, end - images - serving))
@@ -163,8 +162,7 @@ def _stages(link: Link, ranks: int, way: str) -> list[_Stage]:
     others = ranks - 1
     steps = {"direct": 1, "halving": math.ceil(math.log2(ranks)), "ring": others}[way]
     messages = 2 * link.message * (others if way == "direct" else steps)
-    latency = steps * link.latency + (0.0 if way == "direct" else (steps - 1) * 2 * link.message)
-
+    latency = steps * link.latency + (steps - 1) * 2 * link.message
     share = others / ranks  # of a bucket, that is sent and received
 
     def carried(size: int) -> float:
