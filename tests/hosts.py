@@ -30,7 +30,7 @@ from xcnn import optim
 from xcnn.compare import Case, Contestant
 from xcnn.compare.contestants import Group
 from xcnn.compare.worker import THREADS
-from xcnn.parallel import prediction, processes
+from xcnn.parallel import launch_command, prediction, processes
 from xcnn.parallel.launch import mpiexec
 from xcnn.threads import set_num_threads
 from xcnn.training import Trainer
@@ -204,11 +204,15 @@ def _bits(trainer: Trainer) -> str:
 
 
 def _sent() -> int:
-    return int(Path(f"/sys/class/net/{DEVICE}/statistics/tx_bytes").read_text())
+    counter = Path(f"/sys/class/net/{DEVICE}/statistics/tx_bytes")
+    return int(counter.read_text()) if counter.exists() else 0
 
 
 def _shown(facts: dict[str, Any], count: int) -> bool:
-    """Print what was measured, and return whether the bits are those of one process and the links carried all bytes."""
+    """Print what was measured; return whether the bits are those of one process, and the links carried what they must.
+
+    `count` is the number of hosts.
+    """
     link, need = facts["link"], 2 * (count - 1) * facts["nbytes"] // count
     print(
         f"{facts['network']}, batch {facts['batch']}, {facts['nbytes'] / 1e6:.2f} MB of gradients: "
@@ -227,7 +231,8 @@ def _shown(facts: dict[str, Any], count: int) -> bool:
     same, carried = facts["same"], facts["sent"] >= need
     print(f"  bits of one process: {'the same' if same else 'OTHERS'} ({facts['bits'][:16]})")
     doubt = "" if carried else ": NOT ALL"
-    print(f"  sent per step and host: {facts['sent']:,} bytes, at least {need:,} are needed{doubt}")
+    if count > 1:
+        print(f"  sent per step and host: {facts['sent']:,} bytes, at least {need:,} are needed{doubt}")
     return bool(same and carried)
 
 
@@ -237,6 +242,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=128, help="images of the whole batch")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--hosts", type=int, default=4)
+    parser.add_argument("--here", action="store_true", help="start the processes on this host, without links")
     parser.add_argument("--rate", type=float, default=100e6, help="bits per second of each link")
     parser.add_argument("--delay", type=float, default=1e-3, help="seconds from host to host")
     parser.add_argument("--bucket", type=int, default=0, help="bytes of a bucket of gradients")
@@ -248,18 +254,31 @@ def main() -> int:
     if given.member:
         measure(given.networks.split(","), given.batch, given.steps, given.against, Path(given.member))
         return 0
-    if reason := missing():
+    if not given.here and (reason := missing()):
         print(f"skipped: {reason}")
         return 0
     fine = True
-    with Hosts(given.hosts, given.rate, given.delay) as hosts, tempfile.TemporaryDirectory() as folder:
-        links = f"links of {given.rate / 1e6:g} Mbit/s and {1e3 * given.delay:g} ms"
-        print(f"{given.hosts} hosts, {links}, buckets of {training_step.bucket(given.hosts):,} bytes")
-        command = hosts.mpiexec(sys.executable, __file__, *sys.argv[1:], "--member", folder)
-        with subprocess.Popen(command, env=hosts.environment(), stdout=subprocess.PIPE, text=True) as running:
-            assert running.stdout is not None
-            for line in running.stdout:
-                fine &= _shown(json.loads(line), given.hosts)
+    with contextlib.ExitStack() as stack:
+        command = [
+            sys.executable,
+            __file__,
+            *sys.argv[1:],
+            "--member",
+            stack.enter_context(tempfile.TemporaryDirectory()),
+        ]
+        if given.here:
+            command, environment = launch_command(given.hosts, *command), os.environ | dict.fromkeys(THREADS, "1")
+            links = f"{given.hosts} processes"
+        else:
+            hosts = stack.enter_context(Hosts(given.hosts, given.rate, given.delay))
+            command, environment = hosts.mpiexec(*command), hosts.environment()
+            links = f"{given.hosts} hosts, links of {given.rate / 1e6:g} Mbit/s and {1e3 * given.delay:g} ms"
+        print(f"{links}, buckets of {training_step.bucket(given.hosts):,} bytes")
+        running = stack.enter_context(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+        assert running.stdout is not None
+        for line in running.stdout:
+            fine &= _shown(json.loads(line), 1 if given.here else given.hosts)
+        running.wait()
     return int(running.returncode != 0 or not fine)
 
 
