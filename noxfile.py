@@ -76,14 +76,14 @@ BENCHMARKS = (
     "--against torch --mode both",
     "--against torch --mode both --models resnet20 --batch-sizes 128",
     "--against torch --mode both --models lenet5,mnist_cnn,vgg_small,resnet20 --batch-sizes 1,64 --busy 1",
+    "--against torch --ranks 1,2 --threads 1 --models lenet5,resnet20,vgg_small --batch-sizes 64,128",
     "--models lenet5,mnist_cnn,vgg_small --batch-sizes 64,256,1024,4096",
     "--models report,vgg_small --batch-sizes 64 --sizes 28,56,112,224",
     "--models resnet20 --batch-sizes 16 --sizes 28,56,112,224",
-    "--against torch --ranks 1,2 --threads 1 --models lenet5,resnet20,vgg_small --batch-sizes 64,128",
     f"--against torch,onnxruntime --mode both --models {ZOO} --batch-sizes 1,16 --ways NCHW,channels_last --rounds 3",
 )
-"""The options of `xcnn bench` for docs/speed.md: speed, a deeper network, a busy core, how cost grows with batch and
-image size, several processes, and networks for ImageNet.
+"""The options of `xcnn bench` for docs/speed.md: speed, a deeper network, a busy core, several processes, how cost
+grows with batch and image size, and networks for ImageNet.
 
 The networks of the two before pad: without padding, a large image has more outputs per pixel than a small one.
 """
