@@ -205,7 +205,7 @@ def measure(processes: Processes, nbytes: int = 1 << 20, repeats: int = 30) -> L
     ----------
     processes : the processes.
     nbytes : size of the arrays that are sent to each other process, and of those that are added.
-    repeats : of each measurement, of which the lower quartile counts: other programs only make it longer.
+    repeats : of each measurement, of which the median counts.
     """
     rank, size = processes.rank, processes.size
     others = [(rank + k) % size for k in range(1, size)]
@@ -220,7 +220,7 @@ def measure(processes: Processes, nbytes: int = 1 << 20, repeats: int = 30) -> L
             begun = clock()
             function()
             found.append(clock() - begun)
-        return max(float(one[0]) for one in processes.gather(np.asarray([np.quantile(found, 0.25)])))
+        return max(float(one[0]) for one in processes.gather(np.asarray([np.median(found)])))
 
     def exchanged(length: int, count: int = 1) -> Callable[[], None]:
         sent, room = np.ones(length, np.float32), [np.empty(length, np.float32) for _ in others]
