@@ -142,7 +142,9 @@ def measure(networks: list[str], batch: int, steps: int, against: str, folder: P
         part = replace(case, batch=batch // together.size)
         gradients = prediction.gradients(case.network(), case.shape)
         nbytes = sum(size for _, size in gradients)
-        link = prediction.measure(together, min(nbytes, training_step.bucket(together.size)) // together.size, 20)
+        sizes = [size for _, size in prediction.buckets(gradients, training_step.bucket(together.size))]
+        usual = sum(size * size for size in sizes) // nbytes  # the bucket of a byte, on average
+        link = prediction.measure(together, usual // together.size, 20)
         alone, _ = _trainer(part)
         computing = _timed(together, alone, steps)
         run, trainer = _trainer(case, together)

@@ -21,7 +21,7 @@ import numpy as np
 from xcnn import nn
 from xcnn.training.processes import Processes
 
-__all__ = ["WAYS", "Link", "Prediction", "Work", "efficiency", "gradients", "measure", "step"]
+__all__ = ["WAYS", "Link", "Prediction", "Work", "buckets", "efficiency", "gradients", "measure", "step"]
 
 WAYS = ("direct", "halving", "ring")
 """How gradients are added: as xcnn does, by recursive halving and doubling, or around a ring.
@@ -118,7 +118,7 @@ def step(work: Work, link: Link, ranks: int, bucket: int, way: str = "direct") -
     if ranks == 1:
         return Prediction(computing, 0.0, 0.0)
     start, length = images * (1 - work.backward), images * work.backward
-    ready = [(start + share * length, size) for share, size in _buckets(work.gradients, bucket)]
+    ready = [(start + share * length, size) for share, size in buckets(work.gradients, bucket)]
     stages = _stages(link, ranks, way)
     # Events are (time, bucket, stage): one of a bucket's stages may begin. The processor serves them in order; while
     # the backward pass runs, what they take of it delays the pass, and so the buckets that are not ready yet.
@@ -180,8 +180,8 @@ def _stages(link: Link, ranks: int, way: str) -> list[_Stage]:
     return [_Stage(begin, carried, latency), _Stage(middle, carried, latency), _Stage(end)]
 
 
-def _buckets(gradients: Sequence[tuple[float, int]], least: int) -> list[tuple[float, int]]:
-    """Return when buckets are ready, and their sizes."""
+def buckets(gradients: Sequence[tuple[float, int]], least: int) -> list[tuple[float, int]]:
+    """Return where buckets of at least `least` bytes are ready, and their sizes, as `gradients` does for layers."""
     found: list[tuple[float, int]] = []
     together = 0
     for number, (share, size) in enumerate(gradients, 1):
