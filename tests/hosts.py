@@ -133,44 +133,41 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True)
 
 
-def measure(networks: list[str], batch: int, steps: int, against: str, folder: Path) -> None:
-    """Measure on all hosts at once, of which this process is one. The first one prints a line of JSON per network."""
+def measure(network: str, batch: int, steps: int, against: str, folder: str) -> None:
+    """Measure on all hosts at once, of which this process is one. The first one prints a line of JSON."""
     together = processes()
     set_num_threads(1)
-    for name in networks:
-        case = Case(name, batch, "train", 1, lr=0.05)
-        part = replace(case, batch=batch // together.size)
-        gradients = prediction.gradients(case.network(), case.shape)
-        nbytes = sum(size for _, size in gradients)
-        sizes = [size for _, size in prediction.buckets(gradients, training_step.bucket(together.size))]
-        usual = sum(size * size for size in sizes) // nbytes  # the bucket of a byte, on average
-        link = prediction.measure(together, usual // together.size, 20)
-        alone, _ = _trainer(part)
-        computing = _timed(together, alone, steps)
-        run, trainer = _trainer(case, together)
-        sent = _sent()
-        measured = _timed(together, run, steps)
-        sent = (_sent() - sent) // (steps + _WARM)
-        figures = 4 if list(trainer.model.named_buffers()) else 2
-        work = prediction.Work(batch, 0.0, computing / part.batch, gradients, figures=figures)
-        facts = {"network": name, "batch": batch, "computing": computing, "link": asdict(link), "step": measured}
-        for way in prediction.WAYS:
-            facts[way] = prediction.step(work, link, together.size, training_step.bucket(together.size), way).seconds
-        facts |= {"nbytes": nbytes, "sent": sent, "bits": _bits(trainer)}
-        if together.rank == 0:
-            one, reference = _trainer(case, accumulate=together.size)
-            for _ in range(steps + _WARM):
-                one()
-            facts["same"] = _bits(reference) == facts["bits"]
-        together.gather(np.zeros(1))
-        if against == "torch":
-            own = folder / name
-            own.mkdir(exist_ok=True)
-            contestant = Contestant("torch", "torch:cpu", "channels_last", together.size)
-            with contestant.opened(case, Group(together.rank, together.size, str(own))) as step:
-                facts["torch"] = _timed(together, step, steps)
-        if together.rank == 0:
-            print(json.dumps(facts), flush=True)
+    case, bucket = Case(network, batch, "train", 1, lr=0.05), training_step.bucket(together.size)
+    part = replace(case, batch=batch // together.size)
+    run, trainer = _trainer(case, together)
+    sent = _sent()
+    measured = _timed(together, run, steps)
+    sent = (_sent() - sent) // (steps + _WARM)
+    bits = _bits(trainer)
+    alone, _ = _trainer(part)
+    computing = _timed(together, alone, steps)
+    facts = {"network": network, "batch": batch, "step": measured, "computing": computing, "sent": sent, "bits": bits}
+    if together.rank == 0:
+        one, reference = _trainer(case, accumulate=together.size)
+        for _ in range(steps + _WARM):
+            one()
+        facts["same"] = _bits(reference) == bits
+    together.gather(np.zeros(1))
+    if against == "torch":
+        contestant = Contestant("torch", "torch:cpu", "channels_last", together.size)
+        with contestant.opened(case, Group(together.rank, together.size, folder)) as step:
+            facts["torch"] = _timed(together, step, steps)
+    gradients = prediction.gradients(case.network(), case.shape)
+    sizes = [size for _, size in prediction.buckets(gradients, bucket)]
+    usual = sum(size * size for size in sizes) // sum(sizes)  # the bucket of a byte, on average
+    link = prediction.measure(together, usual // together.size, 20)
+    figures = 4 if list(trainer.model.named_buffers()) else 2
+    work = prediction.Work(batch, 0.0, computing / part.batch, gradients, figures=figures)
+    facts |= {"nbytes": sum(sizes), "link": asdict(link)}
+    for way in prediction.WAYS:
+        facts[way] = prediction.step(work, link, together.size, bucket, way).seconds
+    if together.rank == 0:
+        print(json.dumps(facts), flush=True)
 
 
 _WARM = 3
@@ -254,34 +251,24 @@ def main() -> int:
     if given.bucket:
         training_step.BUCKET, training_step.SLICE = given.bucket, 0
     if given.member:
-        measure(given.networks.split(","), given.batch, given.steps, given.against, Path(given.member))
+        measure(given.networks, given.batch, given.steps, given.against, given.member)
         return 0
     if not given.here and (reason := missing()):
         print(f"skipped: {reason}")
         return 0
     fine = True
     with contextlib.ExitStack() as stack:
-        command = [
-            sys.executable,
-            __file__,
-            *sys.argv[1:],
-            "--member",
-            stack.enter_context(tempfile.TemporaryDirectory()),
-        ]
-        if given.here:
-            command, environment = launch_command(given.hosts, *command), os.environ | dict.fromkeys(THREADS, "1")
-            links = f"{given.hosts} processes"
-        else:
-            hosts = stack.enter_context(Hosts(given.hosts, given.rate, given.delay))
-            command, environment = hosts.mpiexec(*command), hosts.environment()
-            links = f"{given.hosts} hosts, links of {given.rate / 1e6:g} Mbit/s and {1e3 * given.delay:g} ms"
-        print(f"{links}, buckets of {training_step.bucket(given.hosts):,} bytes")
-        running = stack.enter_context(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-        assert running.stdout is not None
-        for line in running.stdout:
-            fine &= _shown(json.loads(line), 1 if given.here else given.hosts)
-        running.wait()
-    return int(running.returncode != 0 or not fine)
+        hosts = None if given.here else stack.enter_context(Hosts(given.hosts, given.rate, given.delay))
+        links = f", links of {given.rate / 1e6:g} Mbit/s and {1e3 * given.delay:g} ms" if hosts else " here"
+        print(f"{given.hosts} processes{links}, buckets of {training_step.bucket(given.hosts):,} bytes")
+        for network in given.networks.split(","):
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            command = [sys.executable, __file__, *sys.argv[1:], "--networks", network, "--member", folder]
+            start = launch_command(given.hosts, *command) if hosts is None else hosts.mpiexec(*command)
+            environment = hosts.environment() if hosts else os.environ | dict.fromkeys(THREADS, "1")
+            done = subprocess.run(start, env=environment, stdout=subprocess.PIPE, text=True)
+            fine &= done.returncode == 0 and _shown(json.loads(done.stdout), given.hosts if hosts else 1)
+    return int(not fine)
 
 
 if __name__ == "__main__":

@@ -201,6 +201,8 @@ def efficiency(work: Work, link: Link, ranks: int, bucket: int, way: str = "dire
 def measure(processes: Processes, nbytes: int = 1 << 20, repeats: int = 30) -> Link:
     """Return the link between the processes of this launch, which all call this; there must be several.
 
+    Time steps before: many small messages at once, with which this ends, make a connection of TCP slower for a while.
+
     Parameters
     ----------
     processes : the processes.
@@ -232,16 +234,14 @@ def measure(processes: Processes, nbytes: int = 1 << 20, repeats: int = 30) -> L
         processes.wait(processes.exchange([(after, sent)], [(before, room)]))
         processes.wait(processes.exchange([(before, sent)], [(after, room)]))
 
-    many = 64
+    few, many, both = max(3, repeats // 4), 64, 2 * nbytes * len(others)
+    round_trip, large = timed(to_and_fro), timed(exchanged(nbytes // 4), few)
+    spent = timed(exchanged(nbytes // 4), few, time.process_time)
     one, several = (timed(exchanged(1, count), clock=time.process_time) for count in (1, many))
-    round_trip = timed(to_and_fro)
     message = max(0.0, several - one) / (2 * (many - 1) * len(others))
-    latency = max(0.0, round_trip / 2 - 2 * message)
-    few, both, posted = max(3, repeats // 4), 2 * nbytes * len(others), 2 * len(others) * message
-    spent = timed(exchanged(nbytes // 4), few, time.process_time) - posted
-    large = timed(exchanged(nbytes // 4), few) - posted - latency
+    latency, spent = max(0.0, round_trip / 2 - 2 * message), max(0.0, spent - 2 * len(others) * message)
     copying = both / max(spent, 1e-9)
-    bandwidth = both / 2 / max(large - spent, 1e-9)
+    bandwidth = both / 2 / max(large - spent - latency - 2 * len(others) * message, 1e-9)
     arrays = np.ones((max(2, _COLD // nbytes), nbytes // 4), np.float32)  # more than caches hold
 
     def added() -> None:
