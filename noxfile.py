@@ -37,9 +37,11 @@ ONCE = (
     "hostile_states",
     "onnx_hostile",
     "onnx_load",
+    "parallel_mpi",
     "data_download",
     "data_files",
     "data_folder",
+    "example_loops",
     "kernels_compile",
     "structure",
     "structure_hostile",
@@ -111,7 +113,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests. Arguments after `--` are passed to pytest."""
-    session.install(".[test]")
+    session.install(".[test,mpi]", "mpich")
     session.run(*PYTEST, *session.posargs)
 
 
@@ -217,6 +219,13 @@ def hosts(session: nox.Session) -> None:
     """
     session.install(".[test,mpi]", "mpich", LIBRARIES["torch"])
     session.run("python", "tests/hosts.py", "--against", "torch", *session.posargs)
+
+
+@nox.session
+def ranks(session: nox.Session) -> None:
+    """Kill a process of runs on several 100 times, with MPICH. Takes about ten minutes on two cores."""
+    session.install(".[test,mpi]", "mpich")
+    session.run("python", "tests/kill_ranks.py", *(session.posargs or ["--kills", "100"]))
 
 
 @nox.session

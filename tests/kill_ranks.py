@@ -26,7 +26,7 @@ from xcnn import nn
 from xcnn.parallel import launch_command
 from xcnn.runs import Checkpoints
 
-__all__ = ["kill", "network"]
+__all__ = ["AT_WRITE", "MARK", "MODEL", "SETTINGS", "kill", "network", "ranks"]
 
 AT_WRITE, MARK = "KILL_RANKS_AT_WRITE", "KILL_RANKS_MARK"
 """Environment variables: the number of the moment before or after a write, and a file for the time of the kill."""
@@ -215,5 +215,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-elif AT_WRITE in os.environ and _rank(Path("/proc/self")) == 0:
+elif AT_WRITE in os.environ and not Path(os.environ[MARK]).exists() and _rank(Path("/proc/self")) == 0:
     _watch()

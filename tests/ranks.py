@@ -1,6 +1,5 @@
 """Programs of several processes for tests, started by the `mpiexec` that is found. Skips if there is none."""
 
-import contextlib
 import functools
 import os
 import signal
@@ -11,8 +10,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from xcnn.errors import DeviceError
 from xcnn.parallel import launch_command, mpi_status
+from xcnn.parallel.launch import mpiexec
 
 __all__ = ["Ended", "missing", "needs_mpi", "run", "start", "wait"]
 
@@ -22,21 +21,30 @@ LONGEST = 120.0
 
 @functools.cache
 def missing() -> str:
-    """Return why no program of several processes can be started here; "" if they can."""
+    """Return why no program of several processes can be started here; "" if they can.
+
+    With `$XCNN_REQUIRE_MPI` this is a failure, so that no test is skipped for that.
+    """
+    reason = _missing()
+    assert not (reason and os.environ.get("XCNN_REQUIRE_MPI")), reason
+    return reason
+
+
+def _missing() -> str:
     if not mpi_status()["usable"]:
         return mpi_status()["detail"]
-    with contextlib.suppress(DeviceError):
-        program = "from mpi4py import MPI; print(MPI.COMM_WORLD.Get_size())"
-        command = launch_command(2, sys.executable, "-c", program)
-        found = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
-        return "" if found.stdout.split() == ["2", "2"] else "the mpiexec that was found is of another MPI library"
-    return "there is no mpiexec"
+    if mpiexec() is None:
+        return "there is no mpiexec"
+    program = "from mpi4py import MPI; print(MPI.COMM_WORLD.Get_size())"
+    command = launch_command(2, sys.executable, "-c", program)
+    found = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
+    if sorted(found.stdout.replace("\n", "")) != ["2", "2"]:
+        return f"mpiexec does not start two processes that find each other: {found.stdout} {found.stderr}"
+    return ""
 
 
-def needs_mpi() -> None:
-    """Skip a test, or the tests of a file, if no program of several processes can be started."""
-    if missing():
-        pytest.skip(missing(), allow_module_level=True)
+needs_mpi = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
+"""Skips a test if no program of several processes can be started."""
 
 
 @dataclass

@@ -39,7 +39,7 @@ STRANGERS = {("ops", "data")}
 """Imports that the floors would allow, but that are forbidden."""
 
 HEAVY = [
-    "PIL", "cupy", "cyclopts", "filelock", "jax", "llvmlite", "matplotlib", "mpi4py", "onnx", "onnxruntime",
+    "PIL", "cupy", "cyclopts", "filelock", "jax", "llvmlite", "matplotlib", "mpi4py", "onnx", "onnxruntime", "optuna",
     "requests", "rich", "torch",
 ]  # fmt: skip
 """What `import xcnn` must not load."""

@@ -265,6 +265,23 @@ def test_options_of_the_optimizer_are_flags_and_settings(xcnn, tmp_path):
 
 
 @quick
+def test_options_of_the_network_are_flags_and_settings(xcnn, tmp_path):
+    flags = ["--model-options", "filters=2", "--model-options", "depth=2"]
+    assert xcnn(*QUICK[:3], "--epochs", "1", *flags, "-o", "a")[0] == 0
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["model_options"] == {"filters": 2, "depth": 2}
+    assert load_checkpoint(tmp_path / "a").state["3.weight"].shape == (4, 2, 3, 3)
+    assert xcnn("train", "--resume", "a", "--epochs", "2")[0] == 0
+    assert xcnn("evaluate", "a")[0] == xcnn("evaluate", "a", "--model", "report")[0] == 0
+    assert xcnn("train", "--init", "a", "--epochs", "1", *flags, "-o", "b")[0] == 0
+    code, _, err = xcnn("train", "--init", "a")
+    assert code == 2
+    assert err.startswith("error: --model-options are missing: the network of a is built with {'filters': 2, ")
+    code, _, err = xcnn(*QUICK, "--model-options", "filtres=2")
+    assert (code, "did you mean 'filters'?" in err) == (2, True)
+
+
+@quick
 def test_results_do_not_depend_on_threads(xcnn):
     before, weights = get_num_threads(), set()
     try:

@@ -5,6 +5,8 @@ import pytest
 from commands import QUICK
 from PIL import Image
 
+SEARCH = ["search", "--out", "x", "--vary", "lr=0.1..1"]
+
 
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
@@ -56,6 +58,14 @@ from PIL import Image
         (["train", "cats"], 2, "train takes no argument 'cats'; see xcnn train --help"),
         (["devices", "cuda"], 2, "devices takes no argument 'cuda'; see xcnn devices --help"),
         (["train", "--device", "gpu"], 2, "unknown device 'gpu'; did you mean 'cuda'?"),
+        (["search", "--vary", "lr=0.1..1"], 2, "--out is missing: a search needs a folder"),
+        (["search", "--out", "x"], 2, "--vary is missing: name a setting and its values, such as lr=1e-4..1e-1:log"),
+        (["search", "--out", "x", "--vary", "lr"], 2, "--vary: expected NAME=LOW..HIGH, "),
+        (["search", "--out", "x", "--vary", "lr=0..1"], 2, "--vary: lr must be a number in (0, inf), got 0.0"),
+        ([*SEARCH, "--trials", "0"], 2, "--trials must be an integer of at least 1, got 0"),
+        ([*SEARCH, "--processes", "0"], 2, "--processes must be an integer of at least 1, got 0"),
+        ([*SEARCH, "--epochs", "0"], 2, "--epochs must be an integer from 1"),
+        ([*SEARCH, "--range", "lr=0.1..1"], 2, "xcnn search has no flag --range; see xcnn search --help"),
         (["trian"], 2, 'Unknown command "trian". Did you mean "train"?'),
         (["train", "--model", "lenet5"], 2, "lenet5: images must have at least 12 x 12 pixels, got 8 x 8"),
         (["train", "--dataset", "mnist", "--data-dir", "nowhere"], 1, "nowhere"),
@@ -121,7 +131,7 @@ def test_too_few_images_to_hold_some_out(xcnn, tmp_path):
     )
 
 
-@pytest.mark.parametrize("command", [["train"], ["evaluate", "x"], ["predict", "x"], ["compare"]])
+@pytest.mark.parametrize("command", [["train"], ["evaluate", "x"], ["predict", "x"], ["compare"], SEARCH])
 def test_threads_are_at_least_one(xcnn, command):
     assert xcnn(*command, "--threads", 0) == (2, "", "error: --threads must be at least 1, got 0\n")
 

@@ -103,6 +103,25 @@ def test_cupy_has_what_the_kernels_take_from_it(launcher: Any) -> None:
         assert hasattr(array, name)
 
 
+def test_cupy_has_what_exchanges_take_from_it(nvrtc: Any) -> None:
+    """Without a GPU nothing can be sent; that the arguments are these stands in the first line of the docstrings."""
+    cuda = importlib.import_module("cupy").cuda
+    nccl = importlib.import_module("cupy.cuda.nccl")
+    if not nccl.available:
+        pytest.skip("no NCCL; pip install nvidia-nccl-cu12")
+    name = nccl.get_unique_id()
+    assert (type(name), len(name), nccl.NCCL_UINT8) == (bytes, 128, 1)
+    assert "(int ndev, bytes commId, int rank" in nccl.NcclCommunicator.__doc__
+    for call, buffer in ((nccl.NcclCommunicator.send, "sendbuf"), (nccl.NcclCommunicator.recv, "recvbuf")):
+        assert f"(self, intptr_t {buffer}, size_t count, int datatype, int peer, intptr_t stream)" in call.__doc__
+    nccl.groupStart()
+    nccl.groupEnd()
+    assert "record(self, event=None)" in cuda.Stream.record.__doc__
+    assert "wait_event(self, event)" in cuda.Stream.wait_event.__doc__
+    assert callable(cuda.get_current_stream)
+    assert "disable_timing" in cuda.Event.__doc__
+
+
 def test_the_room_has_the_same_kernels_with_cupy(launcher: Any) -> None:
     library = importlib.import_module("xcnn.kernels.cuda._library")
     assert library.namespace.__name__ == "array_api_compat.cupy"

@@ -24,6 +24,8 @@ from xcnn._dispatch import BODIES, portable
 from xcnn.ops._op import OPS
 from xcnn.ops._window import col2im, im2col, window_axes
 from xcnn.parameter import Parameter
+from xcnn.training.processes import Processes
+from xcnn.training.sums import _levels, tree_sum
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +83,7 @@ def test_every_kernel_is_launched_by_a_test_of_this_file(launcher: Any) -> None:
         ops.linear(x, x, np.ones(2, np.float32))
         y, backward = ops.conv2d(x.reshape(1, 1, 2, 3), x[:1, :1, None, None], np.ones(1, np.float32))
         backward(y)
+        tree_sum(np, [(0, 0, np.ones(3, np.float32)), (1, 0, np.ones(3, np.float32))])
     assert set(emulator.LAUNCHES) == set(launcher.PARAMETERS)
 
 
@@ -393,3 +396,32 @@ def test_compiling_is_counted_and_announced(launcher: Any, monkeypatch: pytest.M
         launcher.launch("mask", 4, y, y, y, 4)
     assert said == [1]
     assert launcher.COMPILATION.seconds > before
+
+
+def of_one_of(size: int) -> Processes:
+    processes = Processes()
+    processes.size = size
+    return processes
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("size", "count"), [(1, 1), (2, 2), (3, 7), (4, 16), (5, 13), (8, 100), (6, 1000)])
+def test_sums_of_parts_have_the_portable_bits(size: int, count: int, dtype: Any) -> None:
+    """The nodes of `count` parts on `size` processes, as each of them has made them."""
+    keys = [key for rank in range(size) for key in _levels(of_one_of(size).share(count, rank))]
+    arrays = np.random.default_rng(0).standard_normal((len(keys), 700)).astype(dtype)
+    expected = tree_sum(np, [(*key, array.copy()) for key, array in zip(keys, arrays, strict=True)])
+    with emulated():
+        before = len(emulator.LAUNCHES)
+        found = tree_sum(np, [(*key, array) for key, array in zip(keys, arrays, strict=True)])
+        assert emulator.LAUNCHES[before:] == ["tree_sum"]
+    assert found.tobytes() == expected.tobytes()
+
+
+def test_sums_of_too_many_parts_are_left_to_the_portable_code() -> None:
+    arrays = np.random.default_rng(0).standard_normal((65, 5)).astype(np.float32)
+    expected = tree_sum(np, [(k, 0, array.copy()) for k, array in enumerate(arrays)])
+    with emulated():
+        before = len(emulator.LAUNCHES)
+        assert tree_sum(np, [(k, 0, array) for k, array in enumerate(arrays)]).tobytes() == expected.tobytes()
+        assert len(emulator.LAUNCHES) == before

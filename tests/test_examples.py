@@ -25,6 +25,15 @@ def test_an_own_network_comes_back_from_its_file(load_example, tmp_path):
     assert load_example("own_network").main(tmp_path, epochs=2) > 0.8
 
 
+def test_a_search_answers_what_the_report_asks_next(load_example, tmp_path, capsys):
+    pytest.importorskip("optuna")
+    pytest.importorskip("matplotlib")
+    found = load_example("search").run(tmp_path / "x", dataset="digits", trials=3, epochs=2)
+    assert found.best.test_accuracy > 0.3
+    assert (tmp_path / "x" / "search.png").exists()
+    assert f"best of all, test accuracy {found.best.test_accuracy:.2%}: trial " in capsys.readouterr().out
+
+
 def test_data_larger_than_memory(load_example, tmp_path):
     mapped, drawn = load_example("large_data").main(tmp_path, count=600, epochs=3)
     assert mapped == drawn > 0.9

@@ -26,6 +26,7 @@ from xcnn._dispatch import _BINDS, BODIES, COMPILATION, body, kernel, kernels, p
 from xcnn.compare import scales
 from xcnn.kernels.cpu import _scratch, columns
 from xcnn.ops._op import OPS
+from xcnn.ops._parts import alone
 
 Arrays = dict[str, Any]
 
@@ -299,6 +300,9 @@ def test_every_kernel_of_an_op_takes_a_sample(monkeypatch: pytest.MonkeyPatch) -
         for sample in op.samples:
             arrays = sample.draw(np.random.default_rng(0))
             op.function(**arrays, **sample.options)
+    with alone():
+        (y, *_), backward = ops.batch_norm(np.ones((2, 2, 4), np.float32), training=True)
+        backward(y)
     assert taken == set(of_ops)
 
 

@@ -124,6 +124,28 @@ def torch_lenet5():
     )
 
 
+def test_the_network_of_the_report_has_as_many_filters_and_layers_as_are_asked_for():
+    plain, deep = models.build("report"), models.build("report", filters=4, depth=3, dropout=0.25)
+    assert {name: array.shape for name, array in plain.state_dict().items()} == {
+        "0.weight": (1, 1, 3, 3), "4.weight": (10, 196), "4.bias": (10,),
+    }  # fmt: skip
+    assert {name: array.shape for name, array in deep.state_dict().items()} == {
+        "0.weight": (4, 1, 3, 3), "3.weight": (8, 4, 3, 3), "6.weight": (16, 8, 3, 3),
+        "11.weight": (10, 16 * 3 * 3), "11.bias": (10,),
+    }  # fmt: skip
+    assert isinstance(deep[-2], nn.Dropout)
+    for options, message in (
+        ({"filtres": 2}, r"^report: no argument 'filtres'; did you mean 'filters'\?"),
+        ({"filters": 0}, "^report: filters must be an integer from 1 to 1024, got 0$"),
+        ({"depth": 5}, "^report: depth must be at most 4 for images of 28 x 28 pixels, got 5$"),
+        ({"dropout": 1}, r"^report: dropout must be a number in \[0, 1\), got 1$"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            models.build("report", **options)
+    with pytest.raises(UsageError, match=r"^lenet5: no argument 'filters' \(known: shape, classes\)$"):
+        models.build("lenet5", filters=2)
+
+
 def test_a_weight_file_of_pytorch_loads_and_gives_its_logits(tmp_path):
     torch = pytest.importorskip("torch")
     theirs = torch_lenet5()

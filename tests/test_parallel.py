@@ -253,7 +253,7 @@ def test_processes_that_differ_are_refused():
 
         return work
 
-    with pytest.raises(UsageError, match=r"^fit: the processes 1 and 0 differ in their weights$"):
+    with pytest.raises(UsageError, match=r"^fit: the processes 1 and 0 differ in their weights; draw them"):
         fake_processes.run(2, fit(1, 16))
     with pytest.raises(
         UsageError, match=r"differ in their training data: \{.*'batch_size': 8.* and .*'batch_size': 16"

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from xcnn import plots
+from xcnn.errors import UsageError
+from xcnn.runs import Config, Search, Trial
+from xcnn.runs.vary import varied
 
 pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
@@ -64,3 +67,27 @@ def test_a_photo_is_drawn_beside_what_the_network_sees(tmp_path: Path) -> None:
     seen, photo = np.zeros((1, 8, 8), np.float32), np.full((40, 60, 3), (255, 0, 0), np.uint8)
     drawn = pixels(plots.prediction(seen, np.asarray([0.1, 0.9]), ("a", "b"), tmp_path / "p.png", photo=photo))
     assert np.sum((drawn[..., 0] > 200) & (drawn[..., 1] < 50)) > 10_000
+
+
+@pytest.mark.parametrize("monitor", ["val_loss", "val_accuracy"])
+def test_the_best_and_the_failed_trials_of_a_search_are_seen(tmp_path: Path, monitor: str) -> None:
+    vary = ["lr=1e-3..1:log", "batch_size=32,64", "epochs=1..4", "model_options.filters=1..8:log"]
+    drawn = [
+        {"lr": 10.0 ** (-k % 4), "batch_size": "32", "epochs": 1 + k % 4, "model_options.filters": 1 + k}
+        for k in range(5)
+    ]
+    states = ("complete", "pruned", "complete", "complete")
+    trials = [Trial(k, drawn[k], tmp_path, state, 0.5 + 0.1 * k) for k, state in enumerate(states)]
+
+    def colours(*trials: Trial) -> tuple[int, int]:
+        """Return how many pixels are red and green."""
+        made = Search(tmp_path, monitor, varied(vary, Config(model="report")), trials)
+        r, g, b = np.moveaxis(pixels(plots.search(made, tmp_path / "search.png")), -1, 0)
+        return int(np.sum((r - g > 60) & (r - b > 40))), int(np.sum((g - r > 40) & (g - b > 40)))
+
+    red, green = colours(*trials)
+    assert red == 0 < green
+    assert colours(*trials, Trial(4, drawn[4], tmp_path, "failed"))[0] > 5 * 20  # in the history and each setting
+    assert colours(trials[1])[1] == 0
+    with pytest.raises(UsageError, match=r"^search: the trials must have at least one value, got none$"):
+        colours(Trial(0, drawn[0], tmp_path, "failed"))

@@ -123,7 +123,7 @@ def test_every_setting_says_whether_it_may_change(name):
 
 CHANGED = {
     "dataset": "mnist", "image_size": 16, "resize": "pad", "background": "black", "workers": 1,
-    "model": "vgg_small", "epochs": 4, "batch_size": 32, "opt": "adam",
+    "model": "vgg_small", "model_options": {"filters": 2}, "epochs": 4, "batch_size": 32, "opt": "adam",
     "lr": 0.001, "momentum": 0.8, "wd": 0.1, "schedule": "cosine", "warmup": 3, "label_smoothing": 0.1,
     "clip_norm": 1.0, "augment": (), "validation": 0.1, "patience": 5, "monitor": "val_accuracy",
     "class_weight": "balanced", "ema": 0.9, "accumulate": 3, "sync_batch_norm": True,

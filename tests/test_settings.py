@@ -20,6 +20,7 @@ WRONG = {
     "skip_broken": [1, None, "yes"],
     "normalize": [1, None, "yes"],
     "model": ["lenet", {}],
+    "model_options": [3, "filters=8", ["filters"], {3: 4}],
     "init": ["", 3],
     "freeze": ["0.*", [""], [3], None],
     "epochs": [2.7, 0, -1, "3", None, True, 10**10, float("nan")],

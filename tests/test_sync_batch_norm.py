@@ -494,6 +494,31 @@ def test_a_loss_that_is_not_finite_is_one_error_and_no_thread_is_left(size):
     assert not others()
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_one_process_leaves_no_thread_in_another(rank):
+    def act(processes):
+        model = network()
+        if processes.rank == rank:
+            model[2].forward = Broken()
+        trained(4, processes, model=model)
+
+    with pytest.raises(ZeroDivisionError):
+        run(2, act)
+    assert not others()
+
+
+class Broken:
+    """The `forward` of a layer that fails at its third call, in the second part or step."""
+
+    calls = 0
+
+    def __call__(self, x, train):
+        self.calls += 1
+        if self.calls == 3:
+            raise ZeroDivisionError
+        return x, lambda dy, need_dx: dy
+
+
 def test_an_error_of_a_layer_is_the_error_of_the_step():
     model = network()
     model[-2] = nn.Linear(5, 3)

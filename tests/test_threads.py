@@ -403,3 +403,16 @@ def test_threads_mind_floating_point_errors_as_their_caller_does() -> None:
         threads.parallel(overflow, 4)
     with np.errstate(over="raise"), pytest.raises(FloatingPointError):
         threads.parallel(overflow, 4)
+
+
+def test_processes_of_one_host_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_threads", 0)
+    monkeypatch.setattr(threads, "_cores", lambda: 5)
+    try:
+        for processes, share in ((1, 5), (2, 2), (5, 1), (9, 1)):
+            threads.share_cores(processes)
+            assert threads.get_num_threads() == share
+        threads.set_num_threads(3)
+        assert threads.get_num_threads() == 3
+    finally:
+        threads.share_cores(1)

@@ -86,8 +86,8 @@ def sweep(folder: Path, name: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, otherwise: str | Callable[[], object]) -> Iterator[bool]:
-    """Hold the lock of an existing folder, a file `.lock` in it, inside a `with`; yield whether it had to wait.
+def locked(folder: Path, otherwise: str | Callable[[], object], name: str = ".lock") -> Iterator[bool]:
+    """Hold the lock of an existing folder, a file in it, inside a `with`; yield whether it had to wait.
 
     Only one process at a time can hold it; the operating system releases the lock of a process that is killed.
 
@@ -95,6 +95,7 @@ def locked(folder: Path, otherwise: str | Callable[[], object]) -> Iterator[bool
     ----------
     otherwise : what to do if another process holds the lock: the message of an XcnnError to raise, or a function to
         call before waiting for it.
+    name : the name of the file.
 
     Raises
     ------
@@ -103,7 +104,7 @@ def locked(folder: Path, otherwise: str | Callable[[], object]) -> Iterator[bool
     """
     import filelock
 
-    lock, waited = filelock.FileLock(folder / ".lock"), False
+    lock, waited = filelock.FileLock(folder / name), False
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:

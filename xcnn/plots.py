@@ -1,4 +1,4 @@
-"""Pictures of results: learning curves, confusion matrix, one prediction, errors of devices, speeds.
+"""Pictures of results: learning curves, confusion matrix, a prediction, trials of a search, errors of devices, speeds.
 
 Each function writes a PNG file to `path`, under a title if there is one, and returns the path. Matplotlib (extra
 `plots`) is imported when the first picture is drawn.
@@ -15,9 +15,20 @@ import numpy as np
 from xcnn import _check
 from xcnn._files import replacing
 from xcnn.errors import UsageError, XcnnError, explained, printable
+from xcnn.runs import Search
 from xcnn.training import LRFinder
 
-__all__ = ["NoMatplotlibError", "check", "comparison", "confusion", "curves", "lr_finder", "prediction", "speeds"]
+__all__ = [
+    "NoMatplotlibError",
+    "check",
+    "comparison",
+    "confusion",
+    "curves",
+    "lr_finder",
+    "prediction",
+    "search",
+    "speeds",
+]
 
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#999999", "#222222")
 _LEAST, _MOST = 1e-3, 1e6
@@ -238,6 +249,99 @@ def prediction(
     right.spines["bottom"].set_bounds(0, 1)  # the labels of the bars are beyond
     right.set_xlabel("probability")
     return _save("prediction", figure, path, f"predicted: {classes[best]}{known}")
+
+
+_STATES = {
+    "complete": ("trained to the end", "o", _COLOURS[0]),
+    "pruned": ("ended early, as worse than the median", "x", _COLOURS[6]),
+    "failed": ("failed, such as by diverging (upper edge)", "X", _COLOURS[1]),
+}
+"""How the trials of a search are drawn: label, marker and colour."""
+
+_WORST = 30
+"""Above this multiple of the best value of a search, trials are drawn at the upper edge."""
+
+
+@explained
+def search(result: Search, path: str | Path, title: str = "") -> Path:
+    """Draw the trials of a search: what each reached in their order, and over each setting that was varied.
+
+    Lower is better: the validation loss, or the share of wrong answers if the trials were compared by accuracy.
+
+    Parameters
+    ----------
+    result : what `xcnn.runs.search` returns, with at least one trial that has a value.
+    """
+    share = result.monitor.endswith("accuracy")
+    values = {one.number: 1 - one.value if share else one.value for one in result.trials if one.value is not None}
+    if not values:
+        raise UsageError("search: the trials must have at least one value, got none")
+    least = min(values.values())
+    top = min(max(values.values()), _WORST * least if least > 0 else np.inf)
+    shown = [one for one in result.trials if one.ended]
+    heights = {one.number: min(values.get(one.number, np.inf), top) for one in shown}
+    count = len(result.variables)
+    columns = 2 if count == 4 else min(3, count)
+    rows = 1 + -(-count // columns)
+    figure = _figure(max(6.0, 3.2 * columns), 2.7 * rows)
+    from matplotlib.ticker import LogLocator
+
+    grid = figure.add_gridspec(rows, columns)
+    history = figure.add_subplot(grid[0, :])
+    panels = [figure.add_subplot(grid[1 + k // columns, k % columns]) for k in range(count)]
+    order = {one.number: float(one.number) for one in shown}
+    places = [order, *(_places(variable, shown) for variable in result.variables)]
+    for axes, place in zip((history, *panels), places, strict=True):
+        for state, (label, marker, colour) in _STATES.items():
+            these = [one.number for one in shown if one.state == state]
+            if these:
+                height = [heights[number] for number in these]
+                axes.scatter([place[k] for k in these], height, s=22, marker=marker, color=colour, label=label)
+        if result.best is not None:
+            k = result.best.number
+            named = f"best: trial {k}"
+            axes.scatter([place[k]], [heights[k]], s=120, marker="*", color=_COLOURS[2], label=named, zorder=3)
+        if least > 0 and top > 2 * least:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
+        axes.grid(alpha=0.3)
+    for k, axes in enumerate((history, *panels)):
+        if k == 0 or (k - 1) % columns == 0:
+            axes.set_ylabel("wrong validation images" if share else "validation loss")
+        if share:
+            axes.yaxis.set_major_formatter(_percent)
+    so_far = np.minimum.accumulate([values[one.number] if one.state == "complete" else np.inf for one in shown])
+    known = np.isfinite(so_far)
+    numbers = np.asarray([one.number for one in shown])
+    history.step(numbers[known], np.minimum(so_far[known], top), where="post", color=_COLOURS[0], label="best so far")
+    history.set_xlabel("trial, in the order in which they began")
+    history.xaxis.get_major_locator().set_params(integer=True)
+    for axes, variable in zip(panels, result.variables, strict=True):
+        axes.set_xlabel(_literal(variable.name))
+        if variable.choices:
+            axes.set_xticks(range(len(variable.choices)), [_literal(text) for text in variable.choices])
+            axes.set_xlim(-0.5, len(variable.choices) - 0.5)
+        elif variable.log:
+            axes.set_xscale("log")
+            if variable.high < 100 * variable.low:  # otherwise powers of ten are enough
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_major_formatter("{x:g}")
+                axes.xaxis.set_minor_formatter("")
+        elif isinstance(variable.low, int):
+            axes.xaxis.get_major_locator().set_params(integer=True)
+    return _save("search", figure, path, title)
+
+
+def _places(variable: Any, trials: Sequence[Any]) -> dict[int, float]:
+    """Return where trials are on the axis of a setting; those with the same choice are beside each other."""
+    if not variable.choices:
+        return {one.number: one.values[variable.name] for one in trials}
+    choices = list(variable.choices)
+    return {
+        one.number: choices.index(one.values[variable.name]) + 0.4 * ((0.618 * one.number) % 1 - 0.5) for one in trials
+    }
 
 
 @explained

@@ -34,6 +34,7 @@ from xcnn.cli.evaluate import evaluate
 from xcnn.cli.export import export
 from xcnn.cli.models import models
 from xcnn.cli.predict import predict
+from xcnn.cli.search import search
 from xcnn.cli.train import RUN, fill_in, train
 from xcnn.data import DATASETS
 from xcnn.devices import LIBRARIES
@@ -43,7 +44,7 @@ from xcnn.parallel import fail, processes
 from xcnn.training import terminable
 from xcnn.training.progress import COMPILING
 
-__all__ = ["app", "main"]
+__all__ = ["ALONE", "app", "main"]
 
 
 def _check_values(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection) -> None:
@@ -82,13 +83,14 @@ app = cyclopts.App(
     suppress_keyboard_interrupt=False,  # `main` prints that it was interrupted
 )
 app.command(train, config=[fill_in, _check_values], group_parameters=RUN)
+app.command(search, config=[fill_in, _check_values], group_parameters=RUN)
 for _command in (evaluate, predict, export, compare, bench, models, datasets, devices):
     app.command(_command)
 app.register_install_completion_command(
     help="Complete commands and flags with the Tab key from now on (bash, zsh, fish)."
 )
 
-ALONE = {"bench", "compare", "export"}
+_ALONE = {"bench", "compare", "export", "search"}
 """The commands that are refused if several processes run them."""
 
 _NAMES: dict[str, Container[str]] = {
@@ -182,7 +184,7 @@ def _failed(code: int, message: str) -> int:
 
 def _refuse_several(tokens: Sequence[str], size: int) -> None:
     """Raise a UsageError for a command that is for one process, if there are several."""
-    if size > 1 and tokens and tokens[0] in ALONE and not {"--help", "-h"} & set(tokens):
+    if size > 1 and tokens and tokens[0] in _ALONE and not {"--help", "-h"} & set(tokens):
         raise UsageError(f"xcnn {tokens[0]} runs in one process; start it without mpiexec or srun")
 
 

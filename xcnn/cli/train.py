@@ -22,7 +22,7 @@ from xcnn.parallel import processes
 from xcnn.runs import SETTINGS, Config, Result, latest_run, read_settings, recorded_settings
 from xcnn.runs import train as run_training
 
-__all__ = ["RUN", "Flags", "fill_in", "train"]
+__all__ = ["RUN", "Flags", "fill_in", "given", "train"]
 
 
 def _names(type_: Any, tokens: Sequence[Token]) -> tuple[str, ...]:
@@ -50,6 +50,7 @@ _PARAMETERS = {
     "sync_batch_norm": {"negative": ()},
     "augment": {"converter": _names, "n_tokens": 1, "negative": (), "show_default": False},
     "freeze": {"converter": _names, "n_tokens": 1, "negative": (), "show_default": False},
+    "model_options": {"converter": _options, "n_tokens": 1, "negative": ()},
     "opt_options": {"converter": _options, "n_tokens": 1, "negative": ()},
 }
 
@@ -59,18 +60,10 @@ _GROUPS = {
         *("validation", "workers"),
     ),
     "Network and training": (
-        *("model", "init", "freeze", "epochs", "batch_size", "opt", "lr", "momentum", "wd", "opt_options"),
-        *("schedule", "warmup"),
-        *(
-            "label_smoothing",
-            "class_weight",
-            "ema",
-            "accumulate",
-            "sync_batch_norm",
-            "clip_norm",
-            "monitor",
-            "patience",
-        ),
+        *("model", "model_options", "init", "freeze", "epochs", "batch_size"),
+        *("opt", "lr", "momentum", "wd", "opt_options", "schedule", "warmup"),
+        *("label_smoothing", "class_weight", "ema", "accumulate", "sync_batch_norm"),
+        *("clip_norm", "monitor", "patience"),
     ),
 }
 """The settings by their headings in the help; all others are under that of the run."""
@@ -83,7 +76,7 @@ def _flag(row: dataclasses.Field[Any]) -> tuple[str, Any, Any]:
     group = _HEADING.get(row.name, RUN)
     parameter = Parameter(help=SETTINGS[row.name].help, group=group, **_PARAMETERS.get(row.name, {}))  # type: ignore[arg-type]
     # Cyclopts takes a flag whose hint is a dict only once.
-    hint = tuple[str, ...] | None if row.name == "opt_options" else row.type
+    hint = tuple[str, ...] | None if row.name.endswith("_options") else row.type
     return row.name, Annotated[hint, parameter], dataclasses.field(default=row.default)
 
 
@@ -124,10 +117,7 @@ def train(
     json
         print JSON lines on stdout, one per epoch and a last one with the results of the test.
     """
-    settings: Config = flags or Flags()
-    if settings.dataset == Config.dataset and settings.data_dir is not None:
-        hint = f"for images of your own in {settings.data_dir}, add --dataset folder"
-        raise UsageError(f"the data set {settings.dataset} is part of the package; {hint}", setting="data_dir")
+    settings = given(flags)
     use_threads(threads)
     if deterministic and open_device(settings.device).name != "cpu":
         raise UsageError(f"--deterministic: {settings.device} may round differently in every run; use --device cpu")
@@ -165,6 +155,15 @@ def train(
     return 0
 
 
+def given(flags: Config | None) -> Config:
+    """Return the settings that the flags give; a folder of images without the data set `folder` is refused."""
+    settings: Config = flags or Flags()
+    if settings.dataset == Config.dataset and settings.data_dir is not None:
+        hint = f"for images of your own in {settings.data_dir}, add --dataset folder"
+        raise UsageError(f"the data set {settings.dataset} is part of the package; {hint}", setting="data_dir")
+    return settings
+
+
 def _again(path: Path, settings: Config, *names: str) -> str:
     """Return a path quoted for the shell, with flags for the names of user code, which no file may supply."""
     flags = ((f"--{name}", getattr(settings, name)) for name in names if is_foreign(getattr(settings, name)))
@@ -189,14 +188,15 @@ def fill_in(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.Ar
         return
     names = {name: settings.get(name) for name in ("dataset", "model", "opt", "schedule")}
     refuse_foreign(source, **{name: value for name, value in names.items() if _value(arguments, f"--{name}") is None})
-    if isinstance(options := settings.get("opt_options"), dict):
-        settings["opt_options"] = [f"{name}={json.dumps(value, default=str)}" for name, value in options.items()]
+    for setting in ("model_options", "opt_options"):
+        if isinstance(options := settings.get(setting), dict):
+            settings[setting] = [f"{name}={json.dumps(value, default=str)}" for name, value in options.items()]
     given = {name: value for name, value in settings.items() if value != []}  # an empty list is the default
     cyclopts.config.Dict(given, source=str(source), use_commands_as_keys=False)(app, commands, arguments)
 
 
 def _value(arguments: cyclopts.ArgumentCollection, flag: str) -> str | None:
-    tokens = arguments.match(flag)[0].tokens
+    tokens = [token for argument in arguments if flag in argument.names for token in argument.tokens]
     return tokens[0].value if tokens else None
 
 

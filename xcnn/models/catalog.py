@@ -33,7 +33,8 @@ class Entry:
     Attributes
     ----------
     summary : a description of one line.
-    builder : function `(shape, classes)` that returns the network for images of shape (channels, height, width).
+    builder : function `(shape, classes)` that returns the network for images of shape (channels, height, width). It may
+        have options, as keyword arguments.
     smallest : the smallest height and width that it takes.
     shape : channels, height and width of the images that it is usually trained on, or channels and width of signals,
         or channels, depth, height and width of volumes. `build` builds it for these unless told otherwise; benchmarks
@@ -45,16 +46,16 @@ class Entry:
     """
 
     summary: str
-    builder: Callable[[Any, int], nn.Module]
+    builder: Callable[..., nn.Module]
     smallest: int = 1
     shape: tuple[int, ...] = (1, 28, 28)
     classes: int = 10
     parameters: int | None = None
     multiply_adds: float | None = None
 
-    def __call__(self, shape: Any, classes: int) -> nn.Module:
+    def __call__(self, shape: Any, classes: int, **options: Any) -> nn.Module:
         """Return the network, as its function does."""
-        return self.builder(shape, classes)
+        return self.builder(shape, classes, **options)
 
 
 MNIST, CIFAR, IMAGENET = (1, 28, 28), (3, 32, 32), (3, 224, 224)
@@ -121,7 +122,9 @@ def entry(name: str) -> Entry:
 
 
 @explained
-def build(name: str, shape: Sequence[int] | None = None, classes: int | None = None, seed: int | None = 0) -> nn.Module:
+def build(
+    name: str, shape: Sequence[int] | None = None, classes: int | None = None, seed: int | None = 0, **options: Any
+) -> nn.Module:
     """Build a network by name, with float32 weights on the host.
 
     Parameters
@@ -134,12 +137,13 @@ def build(name: str, shape: Sequence[int] | None = None, classes: int | None = N
     classes : number of scores per image, or per pixel; by default that of the entry.
     seed : seed of the weights. With None they are not drawn: convolutions and linear layers have read-only zeros that
         take no memory, and `load_state_dict` must load the weights.
+    options : further arguments of the network's function, such as `filters` and `depth` of `report`.
 
     Raises
     ------
     UsageError
         If the name is unknown, `classes` is below 1, `seed` is not an integer of at least 0, or the function does not
-        take (shape, classes), does not return a module or writes into weights.
+        take (shape, classes) and the options, does not return a module or writes into weights.
     ShapeError
         If `shape` is not the shape of an image, or the image is smaller than the network takes.
 
@@ -147,6 +151,8 @@ def build(name: str, shape: Sequence[int] | None = None, classes: int | None = N
     --------
     >>> import numpy as np
     >>> build("lenet5")(np.zeros((2, 1, 28, 28), np.float32)).shape
+    (2, 10)
+    >>> build("report", filters=8, depth=2)(np.zeros((2, 1, 28, 28), np.float32)).shape
     (2, 10)
     """
     found = entry(name)
@@ -161,11 +167,11 @@ def build(name: str, shape: Sequence[int] | None = None, classes: int | None = N
         raise ShapeError(f"{name}: images must have at least {least} pixels, got {came}")
     classes = found.classes if classes is None else integer(name, "classes", classes)
     rng = generator(name, "seed", 0 if seed is None else seed)
-    if wrong := wrong_call(name, found.builder, (sizes, classes), {}):
-        raise UsageError(f"{wrong}; it is called with (shape, classes)")
+    if wrong := wrong_call(name, found.builder, (sizes, classes), options):
+        raise wrong if options else UsageError(f"{wrong}; it is called with (shape, classes)")
     with undrawn():  # `reset_parameters` draws the weights
         try:
-            model = found.builder(sizes, classes)
+            model = found.builder(sizes, classes, **options)
         except XcnnError as error:
             if not is_foreign(name):
                 raise

@@ -10,10 +10,13 @@ one of these sizes fit all others.
 import math
 from collections.abc import Sequence
 
+from xcnn._check import integer, number
+from xcnn.errors import UsageError
 from xcnn.nn import (
     AdaptiveAvgPool2d,
     BatchNorm2d,
     Conv2d,
+    Dropout,
     Flatten,
     GlobalAvgPool,
     Linear,
@@ -32,6 +35,10 @@ Shape = tuple[int, int, int]
 
 LARGEST = 32
 """The height and width of images above which maps are averaged before they are flattened."""
+
+
+_MOST_FILTERS = 1024
+"""The most filters of `report`, as its options may come from a file."""
 
 
 def _flattened(features: Sequence[Module], shape: Shape) -> tuple[Module, int]:
@@ -60,11 +67,25 @@ def _maps(features: Sequence[Module], shape: Shape) -> tuple[int, tuple[int, ...
     return channels, sizes
 
 
-def report(shape: Shape, classes: int) -> Sequential:
-    """Build the report's network: one 3x3 filter without bias, ReLU, 2x2 max pooling and one linear layer."""
-    features = [Conv2d(shape[0], 1, 3, padding=1, bias=False), ReLU(), MaxPool2d(2)]
+def report(shape: Shape, classes: int, filters: int = 1, depth: int = 1, dropout: float = 0.0) -> Sequential:
+    """Build the report's network: one 3x3 filter without bias, ReLU, 2x2 max pooling and one linear layer.
+
+    The options are for what the report asks next: `filters` is the number of filters, `depth` how often these three
+    layers are repeated, each time with twice the filters on maps of half the size, and `dropout` the share of the last
+    maps that is set to zero in training.
+    """
+    integer("report", "filters", filters, maximum=_MOST_FILTERS)
+    most = int(math.log2(min(shape[1:])))
+    if integer("report", "depth", depth) > most:
+        h, w = shape[1:]
+        raise UsageError(f"report: depth must be at most {most} for images of {h} x {w} pixels, got {depth}")
+    features, channels = list[Module](), shape[0]
+    for block in range(depth):
+        features += [Conv2d(channels, filters << block, 3, padding=1, bias=False), ReLU(), MaxPool2d(2)]
+        channels = filters << block
     flat, count = _flattened(features, shape)
-    return Sequential(*features, flat, Linear(count, classes))
+    dropped = [Dropout(dropout)] if number("report", "dropout", dropout, "[0, 1)") else []
+    return Sequential(*features, flat, *dropped, Linear(count, classes))
 
 
 def lenet5(shape: Shape, classes: int) -> Sequential:

@@ -10,7 +10,7 @@ from xcnn._dispatch import body
 from xcnn.ops._formula import Activation, apply, times_slope
 from xcnn.ops._op import Gradients
 
-__all__ = ["View", "norm"]
+__all__ = ["View", "moments", "norm", "norm_gradient"]
 
 
 @dataclass(slots=True)
@@ -95,3 +95,37 @@ def norm(
         return dx, dweight, dbias, dresidual
 
     return result, backward, mean, var
+
+
+@body
+def moments(xp: ModuleType, x: Array, view: View) -> tuple[Array, Array]:
+    """Return the mean and the variance by which `norm` would normalise x."""
+    x, count = xp.reshape(x, view.shape), view.count or 1
+    mean = sum_over(xp, x, view.axes, keepdims=True) / count
+    centred = x - mean
+    return mean, sum_over(xp, centred * centred, view.axes, keepdims=True) / count
+
+
+@body
+def norm_gradient(
+    xp: ModuleType,
+    x: Array,
+    dy: Array,
+    y: Array | None,
+    weight: Array,
+    mean: Array,
+    rstd: Array,
+    shift: Array,
+    slope: Array,
+    view: View,
+    activation: Activation,
+) -> Array:
+    """Return `rstd * (dy * weight - ((x - mean) * slope + shift))`, the gradient of x when two of its sums are known.
+
+    All but x, dy and y have one number for each weight. With an activation, dy is the gradient of y, its result.
+    """
+    if activation is not None:
+        dy = times_slope(xp, dy, y, activation)
+    weight, mean, rstd, shift, slope = (xp.reshape(one, view.weight) for one in (weight, mean, rstd, shift, slope))
+    line = (xp.reshape(x, view.shape) - mean) * slope + shift
+    return xp.reshape((xp.reshape(dy, view.shape) * weight - line) * rstd, x.shape)

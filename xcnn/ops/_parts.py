@@ -11,7 +11,7 @@ from types import ModuleType
 
 from xcnn._array import Array, full
 from xcnn.ops._formula import Activation
-from xcnn.ops._normalise import View, norm
+from xcnn.ops._normalise import View, moments, norm, norm_gradient
 from xcnn.ops._op import Gradients
 
 __all__ = ["Gather", "alone", "gathering", "norm_of_parts", "part"]
@@ -67,8 +67,7 @@ def norm_of_parts(
     of all, which loses no digits (T. F. Chan, G. H. Golub and R. J. LeVeque, 1979).
     """
     c, count = x.shape[1], view.count
-    *_, own_mean, own_var = norm(xp, x, None, None, eps, view)
-    own = [full(xp, (c,), count, x), xp.reshape(own_mean, (c,)), xp.reshape(own_var, (c,))]
+    own = [full(xp, (c,), count, x), *(xp.reshape(one, (c,)) for one in moments(xp, x, view))]
     parts = gather(xp.stack(own))
     counts, means, variances = parts[:, 0, :], parts[:, 1, :], parts[:, 2, :]
     total = xp.sum(counts, axis=0)
@@ -80,16 +79,17 @@ def norm_of_parts(
     shift = full(xp, (c,), 0, x) if bias is None else bias
     y, of_part, *_ = norm(xp, x, scale, shift, eps, view, (mean, var), residual, activation)
     has_weight, has_bias, rstd = weight is not None, bias is not None, 1.0 / xp.sqrt(var + eps)
+    kept = None if activation is None else y
 
     def backward(dy: Array, needs: Sequence[bool]) -> Gradients:
-        # With given statistics, dx would be `rstd * d`; see `norm`. What is missing is a line through the mean for each
-        # channel, `- rstd * (mean(d) + xhat * mean(d * xhat))`, which is a normalisation of x by a deviation of 1.
-        dx, dweight, dbias, dresidual = of_part(dy, (needs[0], needs[0] or needs[1], needs[0] or needs[2], needs[3]))
+        # See `norm`: only the two means of dx are those of all parts.
+        _, dweight, dbias, dresidual = of_part(dy, (False, needs[0] or needs[1], needs[0] or needs[2], needs[3]))
+        dx = None
         if needs[0]:
-            factor = rstd * scale / total
-            sums = xp.sum(gather(xp.stack([dbias, dweight])), axis=0)
-            slope, constant = -factor * rstd * sums[1, :], -factor * sums[0, :]
-            dx = norm(xp, x, slope, constant, 0.0, view, (mean, full(xp, (c,), 1, x)), dx)[0]
+            means = xp.sum(gather(xp.stack([dbias, dweight])), axis=0) / total
+            shift, slope = scale * means[0, :], scale * rstd * means[1, :]
+            known = (dy, kept, activation) if dresidual is None else (dresidual, None, None)
+            dx = norm_gradient(xp, x, *known[:2], scale, mean, rstd, shift, slope, view, known[2])
         return dx, dweight if needs[1] and has_weight else None, dbias if needs[2] and has_bias else None, dresidual
 
     return y, backward, mean, var * (total / (total - 1.0))

@@ -9,7 +9,9 @@ A process that ends without an error waits for all others, without a limit, as t
 """
 
 import atexit
+import contextlib
 import hashlib
+import io
 import os
 import sys
 import time
@@ -21,7 +23,7 @@ import numpy as np
 from xcnn.parallel.launch import abort, launch
 from xcnn.training.processes import Done, Processes
 
-__all__ = ["TAG", "Ending", "end_together", "fail", "watch"]
+__all__ = ["PATIENCE", "TAG", "Ending", "end_together", "fail", "watch"]
 
 PATIENCE = 1.0
 """Seconds for which a process that has failed waits for the others."""
@@ -170,7 +172,9 @@ class _Hook:
         sentence = f"{kind.__name__}: {error}"
 
         def show(message: str) -> None:
-            sys.stderr.write(message.removesuffix(sentence))
-            self.before(kind, error, trace)
+            with contextlib.redirect_stderr(io.StringIO()) as text:
+                self.before(kind, error, trace)
+            sys.stderr.write(message.removesuffix(sentence) + text.getvalue())  # at once, as others may write too
+            sys.stderr.flush()
 
         fail(130 if issubclass(kind, KeyboardInterrupt) else 1, sentence, show)

@@ -135,9 +135,12 @@ def initialised() -> Any:
         size = api.COMM_WORLD.Get_size()
         other = here is not None and here.size != size and size == 1
     if other and here is not None:
+        fix = "start them with the mpiexec of that library, or install the library of the launcher"
+        if here.launcher == "srun":
+            fix = "let srun connect them, with the --mpi that this library knows (srun --mpi=list)"
         raise DeviceError(
-            f"MPI: {here.launcher} has started {here.size or 'several'} processes, but mpi4py uses {name}, in "
-            "which each is alone; start them with the mpiexec of that library, or install the library of the launcher"
+            f"MPI: {here.launcher} has started {here.size or 'several'} processes, but mpi4py uses {name}, in which "
+            f"each is alone; {fix}"
         )
     return api
 

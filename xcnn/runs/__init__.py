@@ -8,7 +8,9 @@ from xcnn.runs.reporter import Reporter
 from xcnn.runs.restored import Prediction, Restored, restore
 from xcnn.runs.run import Result, train
 from xcnn.runs.saving import Checkpoints
+from xcnn.runs.search import search
 from xcnn.runs.settings import SETTINGS, Config, read_settings
+from xcnn.runs.study import Search, Trial
 
 __all__ = [
     "SETTINGS",
@@ -20,6 +22,8 @@ __all__ = [
     "Reporter",
     "Restored",
     "Result",
+    "Search",
+    "Trial",
     "export_onnx",
     "latest_run",
     "load",
@@ -29,5 +33,6 @@ __all__ = [
     "restore",
     "save",
     "save_checkpoint",
+    "search",
     "train",
 ]

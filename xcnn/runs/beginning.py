@@ -82,8 +82,16 @@ def make_network(
     if not name and known.structure is None:
         refuse_foreign(config.init, model=known.model)
         name = MODEL
+    options = config.model_options
+    if not config.model and options is None and (theirs := known.config.get("model_options")):
+        raise UsageError(
+            f"model_options are missing: the network of {config.init} is built with {theirs}; pass the same",
+            setting="model_options",
+        )
     if name:
-        return models.build(name, shape, classes, config.seed), name
+        return models.build(name, shape, classes, config.seed, **(options or {})), name
+    if options:
+        raise UsageError("model_options are for a network by its name; name the model", setting="model_options")
     structure = known.structure or {}
     try:
         network, count = _network(structure, source, shape, config.seed)

@@ -156,7 +156,9 @@ class Checkpoint:
             refuse_foreign("the checkpoint", model=self.model)
         require_moderate(self.shape)
         # Without drawing weights: a hostile file must not cause large allocations before the shapes are compared.
-        network = models.build(self.model, self.shape, len(self.classes), seed=None)
+        with making_sense("the checkpoint"):
+            options = dict(self.config.get("model_options") or {})
+        network = models.build(self.model, self.shape, len(self.classes), seed=None, **options)
         ours = shapes(network)
         names, in_order = fitting(shapes(self.state), ours)
         if in_order:

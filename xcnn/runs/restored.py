@@ -17,11 +17,12 @@ from xcnn.data import DATASETS, Dataset, Loader, load, read_image, to_float
 from xcnn.data.catalog import title
 from xcnn.data.folder import MOST_SIDE, load_folder, load_test_images
 from xcnn.data.images import RESIZE
-from xcnn.devices import Device, device
+from xcnn.devices import Device
 from xcnn.errors import CheckpointError, DataError, UsageError, explained
 from xcnn.models import PRETRAINED, entry
 from xcnn.models.pretrained import imagenet_classes
 from xcnn.nn import Module, Normalize, Sequential
+from xcnn.parallel.nccl import device_of
 from xcnn.runs.checkpoint import Checkpoint, load_checkpoint, require_moderate
 from xcnn.runs.foreign import complete, read_classes, usual_size
 from xcnn.runs.inverted import looks_inverted
@@ -267,7 +268,7 @@ def restore(
         entry(model)
     path = path_of("restore", "path", path)
     data_dir = None if data_dir is None else path_of("restore", "data_dir", data_dir)
-    opened = device(where)
+    opened = device_of(parallel, where)
     if image_size is not None:
         integer("restore", "image_size", image_size, maximum=MOST_SIDE)
     checkpoint = load_checkpoint(path, model)

@@ -16,7 +16,6 @@ import numpy as np
 
 from xcnn import data, nn, optim
 from xcnn._files import replacing, sweep
-from xcnn.devices import device
 from xcnn.errors import (
     CheckpointError,
     DivergedError,
@@ -27,6 +26,7 @@ from xcnn.errors import (
     explained,
     making_sense,
 )
+from xcnn.parallel.nccl import device_of, with_gpus
 from xcnn.runs.beginning import Beginning, beginning, freeze, image_size, load_fitting, make_network
 from xcnn.runs.checkpoint import (
     BEST,
@@ -75,8 +75,8 @@ class Result:
     classes : the names of the classes.
     seconds : time of training and validation in this process, without the compilation of kernels.
     checkpoint_seconds : the part of `seconds` spent on writing checkpoints.
-    test_loss, test_accuracy : metrics on the test set; None if the run was interrupted.
-    confusion : (classes, classes) counts, a row per true class, a column per predicted one; None if interrupted.
+    test_loss, test_accuracy : metrics on the test set; None if the run was interrupted or not tested.
+    confusion : (classes, classes) counts, a row per true class, a column per predicted one; None without a test.
     note : why the run ended early; empty if it did not.
     interrupted : the exit code of the signal that ended it: 130 for Ctrl-C, 143 for SIGTERM; 0 if none did.
     best_epoch : the epoch of the tested weights if they are those of the best epoch by `monitor`; 0 if the last.
@@ -106,6 +106,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     *,
     resume: bool = False,
+    test: bool = True,
     parallel: Processes = ALONE,
 ) -> Result:
     """Train, test and save.
@@ -119,6 +120,7 @@ def train(
     resume : whether to continue the run in the folder from its newest complete checkpoint, or from the beginning if it
         has no checkpoint. On the same device, with the same versions and settings, the results are bitwise identical
         to those without the interruption. Reporters receive a note for each difference.
+    test : whether to test the weights. A run that is not tested can be resumed for its test.
     parallel : the processes that train together, such as `xcnn.parallel.MPI()`, which all call this with the same
         arguments and see the same files. The first one writes them, and its callbacks report. A run may be resumed on
         another number of processes, with the same results.
@@ -170,7 +172,7 @@ def train(
             with replacing(where / CONFIG) as temporary:
                 temporary.write_text(json.dumps(plain(run.config), indent=2) + "\n")
         try:
-            return run.train_and_test()
+            return run.train_and_test(test)
         except XcnnError as error:
             kept = resume or run.has_learned() or isinstance(error, WriteError)  # such as a full disk
             if first and not kept:
@@ -184,8 +186,9 @@ class _Run:
     def __init__(
         self, config: Config, callbacks: Sequence[Callback], source: Beginning | None, parallel: Processes
     ) -> None:
-        self.config, self.callbacks, self.source, self.parallel = config, callbacks, source, parallel
-        self.device = device(config.device)
+        self.config, self.callbacks, self.source = config, callbacks, source
+        self.device = device_of(parallel, config.device)
+        self.parallel = with_gpus(parallel, self.device)
         progress = functools.partial(self.report, "on_download")
         found: list[Any] = []
 
@@ -321,8 +324,8 @@ class _Run:
             self.tell(f"{error}; the next epoch replaces it")
             return 0
 
-    def train_and_test(self) -> Result:
-        """Train, and test the best weights."""
+    def train_and_test(self, test: bool = True) -> Result:
+        """Train, and test the best weights if they are to be tested."""
         trainer, start, stopped, code = self.trainer, clock(), "", 0
         try:
             trainer.fit(self.train, validation=self._in_order(self.validation), until=self.config.epochs)
@@ -351,12 +354,14 @@ class _Run:
             return result
         try:
             result = replace(result, **self._load_best())
-            test = Feed("test", self._in_order(self.test), self.device, self.tell).source
+            if not test:
+                return result
+            images = Feed("test", self._in_order(self.test), self.device, self.tell).source
             plain_loss = loss_named("cross_entropy")  # smoothing and class weights are only for training
             watch = functools.partial(self.report, "on_test_batch", trainer, len(self.test))
             # The best weights are those of inference already.
             with contextlib.nullcontext() if result.best_epoch else trainer.inference_weights():
-                metrics = evaluate(self.model, test, plain_loss, self.device, watch=watch, parallel=self.parallel)
+                metrics = evaluate(self.model, images, plain_loss, self.device, watch=watch, parallel=self.parallel)
         except (KeyboardInterrupt, SystemExit) as stop:
             best = self.best if self.best.exists() else self.newest
             return replace(result, checkpoint=best, note="interrupted during the test", interrupted=_code(stop))

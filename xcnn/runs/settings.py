@@ -158,6 +158,9 @@ class Config:
         "network by name (see `xcnn models`), or your own as package.module:function; by default the network of "
         "--init, if its file holds one, or else vgg_small.",
         _named("model", models.MODELS), fixed="the weights are that network's")
+    model_options: dict[str, Any] | None = _row(None,  # noqa: RUF009
+        "options of the network, such as filters=8 of the network report; for several, repeat the flag.",
+        _options, fixed="the weights are those of the network with these options")
     init: Path | None = _row(None,  # noqa: RUF009
         "begin with the weights of a run, a checkpoint, a file of safetensors, PyTorch (.pth) or ONNX, or an installed "
         "package such as efficientnet_lite0, as far as names and shapes fit.",

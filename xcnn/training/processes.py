@@ -1,5 +1,6 @@
 """The processes that train together, as a trainer sees them: this one alone, unless it is given others."""
 
+import contextlib
 import io
 import json
 import os
@@ -34,11 +35,13 @@ class Processes:
     ----------
     rank : the number of this process, from 0.
     size : how many there are.
+    local_rank : the number of this process among those of its host.
     waited : the seconds for which this process has waited for others.
     """
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0
     waited: float = 0.0
 
     def exchange(self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0) -> Done:
@@ -59,6 +62,13 @@ class Processes:
         may have ended in the order of the device's work, before the host sees the numbers.
         """
         raise NotImplementedError(f"{type(self).__name__} must define exchange(sends, receives, tag)")
+
+    def beside(self) -> contextlib.AbstractContextManager[object]:
+        """Return a context for computing with arrays that have come, beside what this process computes meanwhile.
+
+        On a device, what is computed inside follows the exchanges, and the rest does not wait for it before `wait`.
+        """
+        return contextlib.nullcontext()
 
     def abort(self, code: int) -> NoReturn:
         """End all processes at once; `code` is the exit code of each that can still choose one."""

@@ -11,16 +11,18 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from xcnn._array import Array, namespace_of, zeros
+from xcnn._dispatch import body
 from xcnn.errors import DtypeError, XcnnError
 from xcnn.parameter import Parameter
 from xcnn.training.processes import Done, Processes
 
-__all__ = ["Gradients", "Sum"]
+__all__ = ["Gradients", "Sum", "tree_sum"]
 
 Node = tuple[int, int, Array]
 """The number of the first part, the level, and the sum."""
@@ -48,6 +50,15 @@ def _fold(nodes: list[Node]) -> Array:
         left += total
         total = left
     return total
+
+
+@body
+def tree_sum(xp: ModuleType, nodes: Sequence[Node]) -> Array:
+    """Return the sum of all parts from nodes in the order of their parts; their arrays may change."""
+    stack: list[Node] = []
+    for first, level, array in nodes:
+        _push(stack, first, level, array)
+    return _fold(stack)
 
 
 def _levels(parts: range) -> Iterator[tuple[int, int]]:
@@ -105,10 +116,12 @@ class Sum:
 
     def advance(self) -> bool:
         """Go on as far as is possible without waiting; return whether `total` is there."""
-        if self._stage == 1 and self._done():
-            self._gather()
-        if self._stage == 2 and self._done():
-            self._stage = 3
+        if 0 < self._stage < 3:
+            with self.processes.beside():
+                if self._stage == 1 and self._done():
+                    self._gather()
+                if self._stage == 2 and self._done():
+                    self._stage = 3
         return self._stage == 3
 
     def _gather(self) -> None:
@@ -117,11 +130,8 @@ class Sum:
         a, b = self._slice(rank)
         flat = self.nodes[0][2] if self.nodes else self._room(self.length)
         if b > a:
-            nodes: list[Node] = []
             mine = [(first, level, node[a:b]) for first, level, node in self.nodes]
-            for first, level, node in sorted([*mine, *self._came], key=lambda one: one[0]):
-                _push(nodes, first, level, node)
-            flat[a:b] = _fold(nodes)
+            flat[a:b] = tree_sum(namespace_of(flat), sorted([*mine, *self._came], key=lambda one: one[0]))
         others = [(k, flat[slice(*self._slice(k))]) for k in range(size) if k != rank]
         sends = [(k, flat[a:b]) for k, _ in others] if b > a else []
         receives = [(k, piece) for k, piece in others if piece.shape[0]]
@@ -257,10 +267,11 @@ class Gradients:
             self.start(bucket)
 
     def start(self, bucket: _Bucket) -> None:
-        """Begin the exchange of a bucket."""
+        """Begin the exchange of a bucket. Where exchanges do not overtake each other, all processes have one order."""
         assert bucket.sum is not None
         bucket.sum.start()
         self._begun += 1
+        self.advance()
 
     def advance(self) -> bool:
         """Go on with all exchanges that have begun; return whether all buckets are summed."""

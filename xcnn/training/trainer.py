@@ -413,7 +413,8 @@ class Trainer:
         for rank, other in enumerate(said):
             for name, fact in said[0].items():
                 if other[name] != fact:
-                    these = "" if name == "weights" else f": {other[name]} and {fact}"
+                    seed = "; draw them from the same seed in all, or load the same file"
+                    these = seed if name == "weights" else f": {other[name]} and {fact}"
                     raise UsageError(f"fit: the processes {rank} and 0 differ in their {name}{these}")
 
     def _agree(self) -> None:

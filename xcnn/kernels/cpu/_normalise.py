@@ -48,7 +48,7 @@ def norm_forward(itemsize: int, *options: str) -> Callable[..., None]:
     ----------
     itemsize : bytes of a number.
     options : `joined`; `wide`; `short`, a wide row of few vectors, whose sums are complete at once; `given`, mean and
-        var are not computed; `residual`, which is added; `limited` to an interval.
+        var are not computed; `residual`, which is added; `limited` to an interval; `moments`, y is not computed.
     """
     return _function(_Forward, _FORWARD, 3, itemsize, options)
 
@@ -64,7 +64,8 @@ def norm_backward(itemsize: int, *options: str) -> Callable[..., None]:
     ----------
     itemsize : bytes of a number.
     options : `joined`; `wide`; `short`; `limited`, the gradient is 0 where y is at or beyond the limits; `sums`,
-        `residual`, `gradient`: what is wanted besides; `given`, mean and variance do not depend on x.
+        `residual`, `gradient`: what is wanted besides; `given`, mean and variance do not depend on x. Without `sums`
+        and `given`, the two numbers per unit are not computed, but read: the shift and the slope of dx.
     """
     return _function(_Backward, _BACKWARD, 2, itemsize, options)
 
@@ -289,6 +290,8 @@ class _Forward(_Norm):
 
     def results(self, block: Integer, until: Integer) -> None:
         builder = self.builder
+        if "moments" in self.options:
+            return
         with self.rows(block, until) as (u, at, of, _):
             source, target, residual = (at.of(self.of[name]) for name in ("x", "y", "residual"))
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xcnn._dispatch import kernel
 from xcnn.kernels.cpu._loops import EACH, traced
 from xcnn.kernels.cpu._moves import copying
 from xcnn.kernels.cpu._normalise import TABLE, norm_backward, norm_forward
@@ -21,7 +22,7 @@ from xcnn.kernels.cpu._share import binding, plain, share, supports, whole
 from xcnn.kernels.cpu._vectors import BYTES
 from xcnn.kernels.cpu.elementwise import applying, clamp, sloping
 
-__all__ = ["norm", "norm_inference", "running_statistics"]
+__all__ = ["moments", "norm", "norm_gradient", "norm_inference", "running_statistics"]
 
 _DOUBLE, _UNLIMITED = np.dtype(np.float64), (-math.inf, math.inf)
 
@@ -195,10 +196,8 @@ def norm(
     kept = layout.kept
     weight_shape, bias_shape = (None if array is None else array.shape for array in (weight, bias))
     call = _forward(x, eps, layout, constant, has_residual, activation)
-    limited = activation is not None and activation[0] in _LIMITED
+    low, high, limited = _ends(activation)
     slope = None if limited else sloping(activation, dtype.itemsize)
-    low, high = (clamp(activation) if limited else None) or (math.nan, math.nan)
-    high = math.nan if activation is not None and activation[0] == "relu" else high  # an infinite y has a slope
 
     @functools.cache
     def asked(needs: tuple[bool, ...]) -> tuple[Any, ...]:  # the table is not among what a backward pass keeps
@@ -253,6 +252,66 @@ def norm(
         return result, backward, mean, var
 
     return run
+
+
+@kernel(np)
+def moments(x: np.ndarray, view: Any) -> Any:
+    """Return mean and variance of each channel of a batch, after the first pass of `norm`."""
+    if view.axes != (0, 2) or not supports(x):
+        return NotImplemented
+    layout, dtype, source = _layout(view.shape, view.axes, x.itemsize), x.dtype, plain(x)
+    call, table = norm_forward(dtype.itemsize, *_options(layout, moments=True)), layout.table
+    found = [np.empty(layout.kept, dtype) for _ in range(3)]
+    parameters = [_parameter(None, layout, default, dtype) for default in (1, 0)]
+
+    def units(first: int, last: int) -> None:
+        sums = scratch(0, "sums of norms", layout.room, _DOUBLE)
+        call(table, source, source, source, *parameters, *found, sums, 0.0, *_UNLIMITED, first, last)
+
+    share(units, x.size, n=layout.parts)
+    return found[0], found[1]
+
+
+@kernel(np)
+def norm_gradient(
+    x: np.ndarray,
+    dy: np.ndarray,
+    y: np.ndarray | None,
+    weight: np.ndarray,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+    shift: np.ndarray,
+    slope: np.ndarray,
+    view: Any,
+    activation: tuple[Any, ...] | None,
+) -> Any:
+    """Return the gradient of channels of a batch by the second pass of the backward pass of `norm`."""
+    if view.axes != (0, 2) or not supports(x):
+        return NotImplemented
+    layout, dtype, source, above = _layout(view.shape, view.axes, x.itemsize), x.dtype, plain(x), plain(dy)
+    low, high, limited = _ends(activation)
+    if activation is not None and not limited:
+        above, given, sloped = np.empty(x.shape, dtype), above, sloping(activation, dtype.itemsize)
+        assert sloped is not None, "there is an activation"
+        sloped(above, y, given, serial=False)
+    call = norm_backward(dtype.itemsize, *_options(layout, limited=limited, gradient=True))
+    dx, seen, scale = np.empty(x.shape, dtype), y if limited else source, _parameter(weight, layout, 1, dtype)
+    operands = [np.ascontiguousarray(one) for one in (mean, rstd, shift, slope)]
+
+    def units(first: int, last: int) -> None:
+        sums = scratch(0, "sums of norms", layout.room, _DOUBLE)
+        call(layout.table, source, above, seen, source, dx, scale, *operands, sums, sums, low, high, first, last)
+
+    share(units, 2 * x.size, n=layout.parts)
+    return dx
+
+
+def _ends(activation: tuple[Any, ...] | None) -> tuple[float, float, bool]:
+    """Return the limits of y at and beyond which the slope is 0, and whether it is 1 between them."""
+    limited = activation is not None and activation[0] in _LIMITED
+    low, high = (clamp(activation) if limited else None) or (math.nan, math.nan)
+    # An infinite y has a slope.
+    return low, math.nan if activation is not None and activation[0] == "relu" else high, limited
 
 
 @binding

@@ -5,6 +5,6 @@ pixels): kernels read both without a copy, and gradients get the same order. Onl
 No kernel adds atomically, so that results depend on the inputs alone.
 """
 
-from xcnn.kernels.cuda import activation, conv, cross_entropy, dropout, linear, norm, optim, pool  # noqa: F401
+from xcnn.kernels.cuda import activation, conv, cross_entropy, dropout, linear, norm, optim, pool, tree  # noqa: F401
 
 __all__: list[str] = []

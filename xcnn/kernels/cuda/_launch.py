@@ -27,6 +27,7 @@ _SOURCES = (
     "dropout.cu",
     "entropy.cu",
     "optim.cu",
+    "tree.cu",
 )
 
 BLOCK = 256

@@ -15,7 +15,7 @@ from xcnn.kernels.cuda._library import empty, namespace
 from xcnn.kernels.cuda._maps import Maps, maps, slices
 from xcnn.kernels.cuda.activation import elementwise
 
-__all__ = ["norm", "running_statistics"]
+__all__ = ["moments", "norm", "norm_gradient", "running_statistics"]
 
 
 def _laid_like(x: Maps, shape: tuple[int, ...]) -> Maps:
@@ -63,25 +63,17 @@ def norm(
 def _norm(x: Any, weight: Any | None, bias: Any | None, eps: float, view: Any, given: tuple[Any, Any] | None) -> Any:
     """Normalise channels over a batch."""
     n, c, pixels = view.shape
-    has_bias, constant, dtype, rank = bias is not None, given is not None, x.dtype, max(1, x.ndim - 2)
-    cut = slices(c, n * pixels)
-
-    def as_maps(a: Any) -> Maps:
-        return maps(a if a.ndim > 2 else a[..., None], rank)
-
+    has_bias, constant, dtype, cut = bias is not None, given is not None, x.dtype, slices(c, n * pixels)
     if given is None:
-        mean, var, rstd = (empty(c, dtype) for _ in range(3))
-        totals = empty((2, c, cut), np.float64)
-        launch_blocks("moments", c * cut, *as_maps(x), totals, n, c, pixels, cut)
-        launch_blocks("statistics", c, totals, mean, var, rstd, eps, n * pixels, c, cut)
+        mean, var, rstd = _statistics(x, eps, view)
     else:
         mean, var = (a.copy() for a in given)
         rstd = 1.0 / namespace.sqrt(var + eps)
     y = empty(x.shape, dtype)
-    launch("normalise", y.size, *as_maps(x), mean, rstd, weight, bias, y, n, c, pixels)
+    launch("normalise", y.size, *_as_maps(x), mean, rstd, weight, bias, y, n, c, pixels)
 
     def backward(dy: Any, needs: Sequence[bool]) -> tuple[Any, ...]:
-        laid, gradients = as_maps(x), as_maps(dy)
+        laid, gradients = _as_maps(x), _as_maps(dy)
         wants_weight, wants_bias = needs[1] and weight is not None, needs[2] and has_bias
         dx = dweight = dbias = slope = shift = None
         if wants_weight or wants_bias or (needs[0] and not constant):
@@ -91,13 +83,64 @@ def _norm(x: Any, weight: Any | None, bias: Any | None, eps: float, view: Any, g
             made = dweight, dbias, slope, shift
             launch_blocks("gradient_statistics", c, totals, rstd, weight, *made, n * pixels, c, cut)
         if needs[0]:
-            target = _laid_like(laid, laid.array.shape)
             factors = mean, rstd, weight, *((None, None) if constant else (slope, shift))
-            launch("input_gradient", x.size, *laid, *gradients, *factors, *target, n, c, pixels)
-            dx = target.array.reshape(x.shape) if x.ndim == 2 else target.array
+            dx = _input_gradient(x, laid, gradients, factors, view)
         return dx, dweight if wants_weight else None, dbias if wants_bias else None
 
     return y, backward, mean.reshape(view.weight), var.reshape(view.weight)
+
+
+def _as_maps(a: Any) -> Maps:
+    return maps(a if a.ndim > 2 else a[..., None], max(1, a.ndim - 2))
+
+
+def _statistics(x: Any, eps: float, view: Any) -> tuple[Any, Any, Any]:
+    """Return mean, variance and rstd of each channel."""
+    n, c, pixels = view.shape
+    cut, made = slices(c, n * pixels), (empty(c, x.dtype), empty(c, x.dtype), empty(c, x.dtype))
+    totals = empty((2, c, cut), np.float64)
+    launch_blocks("moments", c * cut, *_as_maps(x), totals, n, c, pixels, cut)
+    launch_blocks("statistics", c, totals, *made, eps, n * pixels, c, cut)
+    return made
+
+
+def _input_gradient(x: Any, laid: Maps, gradients: Maps, factors: tuple[Any, ...], view: Any) -> Any:
+    """Return the gradient of x from mean, rstd, weight, slope and shift of each channel."""
+    target = _laid_like(laid, laid.array.shape)
+    launch("input_gradient", x.size, *laid, *gradients, *factors, *target, *view.shape)
+    return target.array.reshape(x.shape) if x.ndim == 2 else target.array
+
+
+@kernel(namespace)
+def moments(x: Any, view: Any) -> Any:
+    """Return mean and variance of each channel of a batch."""
+    if view.axes != (0, 2) or not supports(x):
+        return NotImplemented
+    mean, var, _ = _statistics(x, 1.0, view)
+    return mean.reshape(view.weight), var.reshape(view.weight)
+
+
+@kernel(namespace)
+def norm_gradient(
+    x: Any,
+    dy: Any,
+    y: Any | None,
+    weight: Any,
+    mean: Any,
+    rstd: Any,
+    shift: Any,
+    slope: Any,
+    view: Any,
+    activation: tuple[Any, ...] | None,
+) -> Any:
+    """Return the gradient of channels of a batch, after no activation or ReLU."""
+    if view.axes != (0, 2) or not supports(x) or activation not in (None, ("relu",)):
+        return NotImplemented
+    if activation is not None:
+        dy, above = empty(dy.shape, dy.dtype), dy
+        launch("mask", dy.size, above, y, dy, dy.size)
+    factors = mean, rstd, weight, slope * rstd, shift * rstd
+    return _input_gradient(x, _as_maps(x), _as_maps(dy), factors, view)
 
 
 @kernel(namespace)
