@@ -28,7 +28,7 @@ from xcnn.training.sums import Gradients
 
 __all__ = ["BUCKET", "SLICE", "Step", "bucket"]
 
-BUCKET, SLICE = 1 << 17, 1 << 15
+BUCKET, SLICE = 1 << 18, 1 << 15
 """The least sizes in bytes of gradients that are exchanged as one, and of what each process is sent of them."""
 
 _FIGURES = 1
