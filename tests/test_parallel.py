@@ -297,6 +297,7 @@ def test_only_the_first_process_tells():
 
     fake_processes.run(2, fit)
     assert told == [0]
+    assert repr(ALONE) == "Processes(rank=0, size=1)"
 
 
 def test_more_processes_than_parts_are_refused():
