@@ -7,6 +7,8 @@ import threading
 
 import numpy as np
 
+from xcnn._array import namespace_of
+from xcnn.devices import to_numpy
 from xcnn.training.processes import Processes
 
 SECONDS = 120
@@ -38,9 +40,10 @@ class Fake(Processes):
         self.exchanges += 1
         for k, array in sends:
             assert k != self.rank, "nobody sends to itself"
-            assert array.flags.c_contiguous
-            self.sent += array.nbytes
-            self.net.between(self.rank, k, tag).put(array.copy())
+            sent = to_numpy(array)  # as those of a device may travel too
+            assert sent.flags.c_contiguous
+            self.sent += sent.nbytes
+            self.net.between(self.rank, k, tag).put(sent.copy())
         left = list(receives)
 
         def done():
@@ -54,9 +57,11 @@ class Fake(Processes):
                     came = self.net.between(k, self.rank, tag).get_nowait()
                 except queue.Empty:
                     return False
-                assert came.shape == array.shape, (came.shape, array.shape)
-                assert came.dtype == array.dtype
-                array[...] = came
+                room = to_numpy(array)
+                assert came.shape == room.shape, (came.shape, room.shape)
+                assert came.dtype == room.dtype
+                host = isinstance(array, np.ndarray)
+                array[...] = came if host else namespace_of(array).asarray(came, device=array.device)
                 left.pop(0)
             return True
 

@@ -13,6 +13,7 @@ from xcnn.errors import DivergedError, UsageError
 from xcnn.runs import Config, recorded_settings
 from xcnn.runs.checkpoint import BEST, read_checkpoint
 from xcnn.training import Callback, EarlyStopping, HistoryFile, KeepBest, Trainer
+from xcnn.training.losses import loss_named
 from xcnn.training.processes import ALONE, Processes
 from xcnn.training.sums import Sum, _levels
 
@@ -73,6 +74,29 @@ def test_weights_depend_on_the_parts_and_not_on_the_processes(parts):
 def test_the_bits_depend_on_the_parts():
     two, three = (trained(None, parts, epochs=1) for parts in (2, 3))
     assert not alike([two.model.state_dict(), three.model.state_dict()])
+
+
+@pytest.mark.parametrize("weight", [None, [0.1, 0.33, 0.77, 1.3]])
+@pytest.mark.parametrize("where", ["cpu", "strict", "torch"])
+def test_pixels_and_class_weights_on_every_library(where, weight):
+    """The counts are arrays of the device, and class weights of float32 are added in one order and precision."""
+    pytest.importorskip({"strict": "array_api_strict", "torch": "torch"}.get(where, "numpy"))
+    pixels = RNG.integers(0, 4, (20, 10, 10))
+    pixels[RNG.random(pixels.shape) < 0.2] = -100
+
+    def fit(processes):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1))
+        model.reset_parameters(0)
+        loss = loss_named("cross_entropy", **({} if weight is None else {"weight": weight}))
+        training = trainer(processes, 5, model=model, device=where, loss=loss)
+        training.fit(data.Loader((X[:20], pixels), 13), 2, progress=False)
+        return training
+
+    alone = fit(None)
+    for size in (2, 3):
+        found = fake_processes.run(size, fit)
+        assert alike([one.model.state_dict() for one in (alone, *found)])
+        assert all(figures(one) == figures(alone) for one in found)
 
 
 @pytest.mark.parametrize("bucket", [0, 1, 5000, 1 << 20])

@@ -22,7 +22,7 @@ from xcnn.training.feed import place
 from xcnn.training.lockstep import gathered, lockstep
 from xcnn.training.losses import Loss
 from xcnn.training.memory import memory_error, ran_out
-from xcnn.training.parts import Cut, Part, Parts, Statistics, Streams
+from xcnn.training.parts import Cut, Part, Parts, Statistics, Streams, widest
 from xcnn.training.processes import Done
 from xcnn.training.sums import Gradients
 
@@ -169,7 +169,7 @@ class Step:
                 return False
             statistics.take(part.number, last)
             if last and processes.size > 1:  # so that the numbers travel during the last backward pass
-                numbers = self._numbers(look([0, *figures])[0][1:], batch.count)
+                numbers = self._numbers(look(figures)[0], batch.count)
             with self._sums.part(part.number, last and not together):
                 backward(_entries(found[3]) if several else None)  # the gradient of the sum of the losses
             return True
@@ -349,8 +349,9 @@ def _mean(losses: Sequence[float], sizes: Sequence[Any]) -> float:
 
 
 def _total(sizes: Sequence[Any]) -> Any:
-    """Return the sum of the sizes of the parts: a float, or a 0-d array of the device."""
+    """Return the sum of the sizes of the parts: a float, or a 0-d array of the device, as wide as a float."""
     entries = [_entries(size) for size in sizes if size is not None]
+    entries = [one if on_host(one) else namespace_of(one).astype(one, widest(namespace_of(one))) for one in entries]
     total = sum(entries[1:], entries[0]) if entries else 1.0
     return float(total) if on_host(total) else total
 
