@@ -225,7 +225,10 @@ def test_a_loss_that_is_not_finite_stops_all_with_one_error():
     assert "the examples hold inf" in said.pop()
 
 
-def test_a_gradient_that_is_not_finite_names_the_layer():
+@pytest.mark.parametrize("ignored", [0, 8])
+def test_a_gradient_that_is_not_finite_names_the_layer(ignored):
+    """Also where the labels of a whole process are ignored, which is no fault."""
+
     class Bad(nn.Module):
         def forward(self, x, train):
             return x, lambda dy, need_dx: dy * np.where(x > 50.0, np.float32(np.inf), np.float32(1))
@@ -235,13 +238,23 @@ def test_a_gradient_that_is_not_finite_names_the_layer():
         model.reset_parameters(0)
         x = X[:16].copy()
         x[9] *= 1000
+        y = np.where(np.arange(16) < ignored, -100, Y[:16])
         with pytest.raises(DivergedError) as caught, np.errstate(all="ignore"):
-            trainer(processes, 4, model=model).step(x, Y[:16])
+            trainer(processes, 4, model=model).step(x, y)
         return str(caught.value)
 
-    said = set(fake_processes.run(2, fit))
+    said = {fit(None), *fake_processes.run(2, fit)}
     assert len(said) == 1
     assert "layer 2 (Bad)" in said.pop()
+
+
+def test_a_batch_without_answers_is_refused_as_by_one_process():
+    def fit(processes):
+        with pytest.raises(UsageError) as caught:
+            trainer(processes, 4).step(X[:16], np.full(16, -100))
+        return str(caught.value)
+
+    assert fake_processes.run(3, fit) == [fit(None)] * 3 == ["every label of the batch is -100, which is ignored"] * 3
 
 
 def test_a_callback_of_one_process_stops_all():
@@ -288,6 +301,36 @@ def test_processes_that_differ_are_refused():
 def test_more_processes_than_parts_are_refused():
     with pytest.raises(UsageError, match=r"^accumulate must be at least the number of processes, 3, got 2$"):
         fake_processes.run(3, lambda one: trained(one, 2, 1))
+
+
+def test_parameters_that_get_a_gradient_only_in_some_steps():
+    class Either(nn.Module):
+        """Uses the one weight or the other, as the numbers of a part are."""
+
+        def __init__(self):
+            self.one, self.other = (nn.Parameter(np.ones(432, np.float32)) for _ in range(2))
+
+        def forward(self, x, train):
+            weight = self.one if x[0, 0, 0, 0] > 0 else self.other
+            flat = x.reshape(len(x), -1)
+
+            def backward(dy, need_dx):
+                weight.accumulate((dy * flat).sum(axis=0))
+                return dy
+
+            return flat * weight.data, backward
+
+    def fit(processes):
+        model = nn.Sequential(Either(), nn.Linear(432, 4))
+        model.reset_parameters(0)
+        training = trainer(processes, 3, model=model)
+        training._step._sums.nbytes = 1
+        training.fit(data.Loader((X, Y), 8, seed=2), 2, progress=False)
+        return model.state_dict()
+
+    alone = fit(None)
+    for size in (2, 3):
+        assert alike([alone, *fake_processes.run(size, fit)])
 
 
 def test_the_gradient_of_a_network_that_changes_is_refused():

@@ -272,9 +272,10 @@ class Step:
         processes, found = self.cut.processes, None
         put_back()
         try:
-            lost = processes.size == 1 or any(_lost(figures[4 * part.number :]) for part in batch.mine)
+            sure = processes.size == 1 or not any(figures[3::4])  # no part has an answer, or there is one part
+            lost = sure or any(_lost(figures[4 * part.number :]) for part in batch.mine)
             if batch.mine and (lost or math.isfinite(value)):
-                found = self._fault(value, classes, batch, sure=processes.size == 1)
+                found = self._fault(value, classes, batch, sure)
         finally:
             self.model.zero_grad()
             put_back()
@@ -296,9 +297,9 @@ class Step:
             wrong = labels[((labels >= classes) | (labels < 0)) & (labels != ignored)]
             if wrong.size:
                 return UsageError(f"the labels hold {wrong[0]}, the model has classes 0 .. {classes - 1}")
-            if labels.size == 0:
+            if sure and labels.size == 0:
                 return UsageError("the batch is empty; a batch needs at least one example")
-            if (labels == ignored).all():
+            if sure and (labels == ignored).all():
                 return UsageError(f"every label of the batch is {ignored}, which is ignored")
         for _, y in parts if self.loss.function is ops.binary_cross_entropy_with_logits else ():
             targets = to_numpy(y)
