@@ -298,6 +298,25 @@ def test_processes_that_differ_are_refused():
         fake_processes.run(2, fit(0, 8))
 
 
+def test_processes_that_would_go_apart_later_are_refused():
+    def fit(odd):
+        def work(processes):
+            first = processes.rank == 0
+            model = network()
+            if odd == "random streams" and first:
+                model[7].reset_parameters(5)  # a dropout that has no weights
+            optimizer = optim.SGD(model.parameters(), 0.1 if odd == "optimizer" and first else 0.05)
+            training = Trainer(model, optimizer, parallel=processes)
+            training.fit((X, Y), 1, None if odd == "validation data" and first else (X[:9], Y[:9]), progress=False)
+
+        return work
+
+    for odd in ("random streams", "optimizer", "validation data"):
+        with pytest.raises(UsageError, match=f"^fit: the processes 1 and 0 differ in their {odd}[:;] "):
+            fake_processes.run(2, fit(odd))
+    fake_processes.run(2, fit(None))
+
+
 def test_more_processes_than_parts_are_refused():
     with pytest.raises(UsageError, match=r"^accumulate must be at least the number of processes, 3, got 2$"):
         fake_processes.run(3, lambda one: trained(one, 2, 1))
