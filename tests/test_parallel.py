@@ -1,5 +1,6 @@
 """Training on several processes: the same bits for any number of them, and what they exchange."""
 
+import copy
 import dataclasses
 
 import fake_processes
@@ -255,6 +256,19 @@ def test_a_batch_without_answers_is_refused_as_by_one_process():
         return str(caught.value)
 
     assert fake_processes.run(3, fit) == [fit(None)] * 3 == ["every label of the batch is -100, which is ignored"] * 3
+
+
+def test_a_copy_of_a_trainer_trains_with_the_same_processes():
+    def both(processes):
+        training = trainer(processes, 4)
+        training.step(X[:16], Y[:16])
+        other = copy.deepcopy(training)
+        for one in (training, other, training, other):
+            one.step(X[16:32], Y[16:32])
+        return [training.model.state_dict(), other.model.state_dict()]
+
+    states = [state for found in fake_processes.run(2, both) for state in found]
+    assert alike([*both(None), *states])
 
 
 def test_a_callback_of_one_process_stops_all():

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, Self
 
 import numpy as np
 
@@ -62,6 +62,9 @@ class Processes:
         may have ended in the order of the device's work, before the host sees the numbers.
         """
         raise NotImplementedError(f"{type(self).__name__} must define exchange(sends, receives, tag)")
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self  # the copy of a trainer trains with the same processes
 
     def beside(self) -> contextlib.AbstractContextManager[object]:
         """Return a context for computing with arrays that have come, beside what this process computes meanwhile.

@@ -76,7 +76,7 @@ class Callback:
     ----------
     comes_last : whether callbacks of this class are called after all others.
     writes : whether callbacks of this class write or show something, so that of several processes only the first calls
-        them.
+        them. They must not call `evaluate` or `predict` of a trainer, for which it would wait for the others.
     shows_progress : whether callbacks of this class show progress, so that `fit` does not by itself.
     events : the names of further methods `on_...`, if a subclass defines some and calls them itself.
     """
@@ -413,7 +413,7 @@ class Trainer:
         for rank, other in enumerate(said):
             for name, fact in said[0].items():
                 if other[name] != fact:
-                    seed = "; draw them from the same seed in all, as reset_parameters(seed) does, or load the same file"
+                    seed = "; draw them in all by reset_parameters of the same seed, or load the same state"
                     built = "; build it with the same arguments in all"
                     fixes = {"weights": seed, "random streams": seed, "optimizer": built}
                     these = fixes.get(name, f": {other[name]} and {fact}")
