@@ -331,6 +331,22 @@ def test_processes_that_would_go_apart_later_are_refused():
     fake_processes.run(2, fit(None))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [((16, 16), "one of 16 examples and none"), ((16, 9, 9), "one of 16 examples and one of 9 examples")],
+)
+def test_iterables_that_differ_are_refused(sizes, says):
+    """They could wait for each other for ever."""
+
+    def fit(processes):
+        mine = (16, 16, 16) if processes.rank == 0 else sizes
+        batches = ((X[:size], Y[:size]) for size in mine)
+        with pytest.raises(UsageError, match=f"^fit: train: the next batches of the processes differ: {says}; give"):
+            trainer(processes, 2).fit(batches, 1, progress=False)
+
+    fake_processes.run(2, fit)
+
+
 def test_more_processes_than_parts_are_refused():
     with pytest.raises(UsageError, match=r"^accumulate must be at least the number of processes, 3, got 2$"):
         fake_processes.run(3, lambda one: trained(one, 2, 1))

@@ -246,7 +246,10 @@ class Feed:
         """Yield the batches of an epoch (counted from 1) after the first `done`, cut into parts."""
         if not isinstance(self.source, Loader):
             for x, y in itertools.islice(_pairs(self.who, self.source), done, None):
-                yield cut.parts(as_array(x), as_array(y))
+                x, y = as_array(x), as_array(y)
+                self._check_alike(len(x) if x.ndim else 1, cut.processes)
+                yield cut.parts(x, y)
+            self._check_alike(-1, cut.processes)
             return
         while done < len(self.source):
             try:
@@ -260,6 +263,15 @@ class Feed:
                 return
             if not self.give_up():
                 raise memory_error((self.source.batch_size, *self.source.dataset.shape), self.where)
+
+    def _check_alike(self, samples: int, processes: Processes) -> None:
+        """Refuse to go on if the next batches of the processes differ in length; -1 where there is none."""
+        if processes.size > 1:
+            found = [int(one[0]) for one in processes.gather(np.asarray([samples], np.int64))]
+            other = next((one for one in found if one != found[0]), None)
+            if other is not None:
+                sizes = " and ".join("none" if one < 0 else f"one of {one} examples" for one in (found[0], other))
+                raise UsageError(f"{self.who}: the next batches of the processes differ: {sizes}; give all the same")
 
     def _read(self, epoch: int, done: int, cut: Cut) -> Iterator[tuple[int, list[Batch]]]:
         assert isinstance(self.source, Loader)
