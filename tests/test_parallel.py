@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import gc
+import tracemalloc
 
 import fake_processes
 import numpy as np
@@ -269,6 +271,34 @@ def test_a_copy_of_a_trainer_trains_with_the_same_processes():
 
     states = [state for found in fake_processes.run(2, both) for state in found]
     assert alike([*both(None), *states])
+
+
+def test_a_step_that_fails_keeps_no_gradients():
+    class Fails(nn.Module):
+        calls = 0
+
+        def forward(self, x, train):
+            Fails.calls += 1
+            if Fails.calls % 4 == 0:
+                raise RuntimeError("no more")
+            return x, lambda dy, need_dx: dy
+
+    model = nn.Sequential(nn.Linear(432, 1000), Fails(), nn.Linear(1000, 4))
+    model.reset_parameters(0)
+    training = trainer(None, 4, model=model)
+
+    def fails():
+        with pytest.raises(RuntimeError, match="no more"):
+            training.step(X[:16].reshape(16, -1), Y[:16])
+
+    fails()  # compiles
+    tracemalloc.start()
+    try:
+        fails()
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 4 * 432 * 1000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_callback_of_one_process_stops_all():

@@ -18,7 +18,7 @@ from xcnn.nn._members import members
 from xcnn.ops._parts import alone
 from xcnn.parameter import Parameter
 from xcnn.training.divergence import divergence, look
-from xcnn.training.feed import place
+from xcnn.training.feed import as_array, place
 from xcnn.training.lockstep import gathered, lockstep
 from xcnn.training.losses import Loss
 from xcnn.training.memory import memory_error, ran_out
@@ -63,6 +63,7 @@ class Step:
         if not all(id(parameter) in owned for parameter in self._parameters()):
             raise UsageError("Trainer: the optimizer has parameters of another model; build it from model.parameters()")
         trained = {id(parameter) for parameter in self._parameters()}
+        self._first = self._parameters()[0]  # whose dtype batches get
         self._untrained = [parameter for parameter in model.parameters() if id(parameter) not in trained]
         self._buffers = [buffer for _, buffer in model.named_buffers()]
         self._random = [one for _, one in model.modules() if members(one._entries(), np.random.Generator)]
@@ -72,9 +73,7 @@ class Step:
         self, x: Any, y: Any, count: bool = False, make_room: Callable[[], bool] = lambda: False
     ) -> tuple[Any, ...]:
         """Train on a batch and return its number of samples and its loss, as `train_on` does."""
-        dtype = self._parameters()[0].data.dtype
-        x, y = place(x, self.device, dtype), place(y, self.device, dtype)
-        return self.train_on(self.cut.parts(x, y), count, make_room)
+        return self.train_on(self.cut.parts(as_array(x), as_array(y)), count, make_room)
 
     def train_on(
         self, batch: Parts, count: bool = False, make_room: Callable[[], bool] = lambda: False
@@ -96,6 +95,7 @@ class Step:
                 self.schedule.step()
             return seen
         except Exception as error:
+            self._sums.drop()
             if not updating:
                 put_back()
             if not ran_out(error, self.device):
@@ -104,7 +104,7 @@ class Step:
         self.model.zero_grad()
         if not updating and self.cut.processes.size == 1 and make_room():
             return self.train_on(batch, count, make_room)
-        shape = batch.samples, *np.shape(batch.mine[0].x)[1:]
+        shape = batch.samples, *(np.shape(batch.mine[0].x)[1:] if batch.mine else ())
         raise memory_error(shape, self.device, updating, accumulate=self.cut.most)
 
     def _gradients(self, batch: Parts, count: bool, put_back: Callable[[], None]) -> tuple[Any, ...]:
@@ -217,7 +217,7 @@ class Step:
         classes : the number of classes.
         backward : a function of the weight of the loss, or None, that computes the part backward, once.
         """
-        dtype = self._parameters()[0].data.dtype
+        dtype = self._first.data.dtype
         images, targets = place(part.x, self.device, dtype), place(part.y, self.device, dtype)
         output, back = self.model.forward(images, train=True)
         loss, loss_back = self.loss(output, targets)
@@ -289,7 +289,7 @@ class Step:
 
     def _fault(self, value: float, classes: int, batch: Parts, sure: bool) -> XcnnError | None:
         """Return the error that names what is wrong in the parts of this process; None if that is not `sure` there."""
-        dtype = self._parameters()[0].data.dtype
+        dtype = self._first.data.dtype
         parts = [(place(one.x, self.device, dtype), place(one.y, self.device, dtype)) for one in batch.mine]
         # Ops that cannot check targets without waiting for the device return NaN for invalid ones.
         if self.loss.classifies and is_kind(namespace_of(parts[0][1]), parts[0][1].dtype, "integral"):

@@ -216,6 +216,11 @@ class Gradients:
         self._got: set[Parameter] = set()
         self._begun = 0
 
+    def drop(self) -> None:
+        """Forget what is left of a batch that has failed, which may be as large as the gradients of several parts."""
+        for bucket in self._buckets:
+            bucket.sum = None
+
     @contextmanager
     def part(self, number: int, last: bool) -> Iterator[None]:
         """Take the gradients of a part that the backward pass inside the `with` adds, where there are none before.
