@@ -119,25 +119,46 @@ def test_another_number_of_processes_goes_on_with_the_same_bits():
 
 @pytest.mark.parametrize("parts", [2, 5])
 def test_parts_have_the_gradients_of_the_whole_batch(parts):
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 4))
-    model.reset_parameters(1)
-    whole = trainer(None, 1, model=model.to("cpu", dtype="float64"))
-    before = model.state_dict()
-    whole.step(X[:23], Y[:23])
-    wanted = model.state_dict()
+    def one_step(processes, parts=parts):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 4))
+        model.reset_parameters(1)
+        model.to("cpu", dtype="float64")
+        training = Trainer(model, optim.SGD(model.parameters(), 1.0), accumulate=parts, parallel=processes)
+        return training.step(X[:23], Y[:23]), model.state_dict()
+
+    wanted_loss, wanted = one_step(None, 1)
     for size in range(1, parts + 1):
-
-        def one_step(processes):
-            other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 4))
-            other.to("cpu", dtype="float64").load_state_dict(before)
-            training = trainer(processes, parts, model=other)
-            loss = training.step(X[:23], Y[:23])
-            return loss, other.state_dict()
-
         for loss, state in fake_processes.run(size, one_step):
-            assert loss == pytest.approx(0, abs=10)
+            assert loss == pytest.approx(wanted_loss, rel=1e-12)
             for name, array in wanted.items():
                 np.testing.assert_allclose(state[name], array, rtol=1e-10, atol=1e-13)
+
+
+def test_gradients_are_sent_while_the_backward_pass_runs():
+    """From the second step on, when it is known how many gradients each parameter gets."""
+
+    def fit(processes):
+        begun = []
+
+        class Looks(nn.Module):
+            def forward(self, x, train):
+                def backward(dy, need_dx):
+                    begun.append(processes.exchanges)
+                    return dy
+
+                return x, backward
+
+        model = nn.Sequential(nn.Flatten(), nn.Linear(432, 8), Looks(), nn.Linear(8, 8), Looks(), nn.Linear(8, 4))
+        model.reset_parameters(0)
+        training = trainer(processes, 2, model=model)
+        training._step._sums.nbytes = 1
+        for _ in range(2):
+            training.step(X[:16], Y[:16])
+        return begun
+
+    for one in fake_processes.run(2, fit):
+        assert one[1] == one[0]
+        assert one[3] >= one[2] + 2  # weight and bias of the linear layer between
 
 
 def test_running_statistics_move_once_towards_the_mean_of_the_parts():

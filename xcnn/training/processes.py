@@ -78,11 +78,11 @@ class Processes:
         os._exit(code)
 
     def mine(self, count: int) -> range:
-        """Return which of `count` things, numbered from 0, are those of this process: a range as long as any other."""
+        """Return which of `count` things, numbered from 0, are those of this process: its `share`."""
         return self.share(count, self.rank)
 
     def share(self, count: int, rank: int) -> range:
-        """Return which of `count` things are those of a process."""
+        """Return which of `count` things are those of a process: consecutive ones, in shares that differ by one at most."""
         return range(rank * count // self.size, (rank + 1) * count // self.size)
 
     def wait(self, done: Done) -> None:
