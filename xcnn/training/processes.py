@@ -82,7 +82,7 @@ class Processes:
         return self.share(count, self.rank)
 
     def share(self, count: int, rank: int) -> range:
-        """Return which of `count` things are those of a process: consecutive ones, in shares that differ by one at most."""
+        """Return which of `count` things are those of a process: consecutive ones; shares differ by one at most."""
         return range(rank * count // self.size, (rank + 1) * count // self.size)
 
     def wait(self, done: Done) -> None:
