@@ -253,8 +253,8 @@ class Feed:
             return
         while done < len(self.source):
             try:
-                for samples, pairs in self._read(epoch - 1, done, cut):
-                    yield cut.made(samples, pairs)
+                for batch in self._read(epoch - 1, done, cut):
+                    yield batch
                     done += 1
             except Exception as error:
                 if not ran_out(error, self.where):
@@ -273,11 +273,11 @@ class Feed:
                 sizes = " and ".join("none" if one < 0 else f"one of {one} examples" for one in (found[0], other))
                 raise UsageError(f"{self.who}: the next batches of the processes differ: {sizes}; give all the same")
 
-    def _read(self, epoch: int, done: int, cut: Cut) -> Iterator[tuple[int, list[Batch]]]:
+    def _read(self, epoch: int, done: int, cut: Cut) -> Iterator[Parts]:
         assert isinstance(self.source, Loader)
-        if not cut.whole:
-            return self.source.parts(epoch, done, cut.rows)
-        return ((x.shape[0], [(x, y)]) for x, y in self.source.batches(epoch, done))
+        if cut.whole:
+            return (cut.parts(x, y) for x, y in self.source.batches(epoch, done))
+        return (cut.made(n, pairs) for n, pairs in self.source.parts(epoch, done, cut.rows))
 
     def give_up(self) -> bool:
         """Make batches on the host from now on, report it, and return whether there was a copy on the device."""

@@ -78,6 +78,8 @@ class Cut:
     def parts(self, x: Array, y: Array) -> Parts:
         """Cut a batch."""
         n = x.shape[0] if x.ndim else 1
+        if self.whole:
+            return Parts(n, 1, [Part(0, x, y)])
         if self.count(n) == 1:
             return self.made(n, [(x, y)][: len(self.processes.mine(1))])
         if y.shape[:1] != (n,):
