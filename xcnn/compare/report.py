@@ -86,8 +86,10 @@ def read(files: Sequence[str]) -> Record:
 
 
 def _contestant(found: dict[str, Any]) -> Contestant:
-    name, variant = found["contestant"], found["variant"]
-    return Contestant(name, variant) if name == "xcnn" else Contestant(name, found["hardware"], variant)
+    name, variant, ranks = found["contestant"], found["variant"], found.get("ranks", 1)
+    if name == "xcnn":
+        return Contestant(name, variant, ranks=ranks)
+    return Contestant(name, found["hardware"], variant, ranks)
 
 
 def _timing(found: dict[str, Any]) -> tuple[Contestant, Timing]:

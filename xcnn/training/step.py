@@ -26,15 +26,23 @@ from xcnn.training.parts import Cut, Part, Parts, Statistics, Streams, widest
 from xcnn.training.processes import Done
 from xcnn.training.sums import Gradients
 
-__all__ = ["BUCKET", "Step"]
+__all__ = ["BUCKET", "SLICE", "Step", "bucket"]
 
-BUCKET = 1 << 20
-"""The size from which gradients are sent to other processes while the backward pass still runs, in bytes."""
+BUCKET, SLICE = 1 << 18, 1 << 15
+"""The least sizes in bytes of gradients that are exchanged as one, and of what each process is sent of them."""
 
 _FIGURES = 1
 """The tag of the exchange of losses and counts."""
 
 Gathered = tuple[list[np.ndarray], Done]
+
+
+def bucket(size: int) -> int:
+    """Return from how many bytes on gradients are sent to `size` processes while the backward pass still runs.
+
+    Many small exchanges overlap with the backward pass, but every message has a cost.
+    """
+    return max(BUCKET, SLICE * size)
 
 
 @dataclass
@@ -67,7 +75,7 @@ class Step:
         self._untrained = [parameter for parameter in model.parameters() if id(parameter) not in trained]
         self._buffers = [buffer for _, buffer in model.named_buffers()]
         self._random = [one for _, one in model.modules() if members(one._entries(), np.random.Generator)]
-        self._sums = Gradients(self.cut.processes, BUCKET)
+        self._sums = Gradients(self.cut.processes, bucket(self.cut.processes.size))
 
     def __call__(
         self, x: Any, y: Any, count: bool = False, make_room: Callable[[], bool] = lambda: False
