@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import functools
-import hashlib
 import inspect
 import json
 import warnings
@@ -35,7 +34,7 @@ from xcnn.training.losses import Loss, loss_named
 from xcnn.training.parts import Cut
 from xcnn.training.processes import Processes
 from xcnn.training.signals import Signals, delayed_signals
-from xcnn.training.state import Epoch, count, plain, record
+from xcnn.training.state import Epoch, count, digest, plain, record
 from xcnn.training.step import Step
 from xcnn.training.terminal import watched
 
@@ -77,7 +76,7 @@ class Callback:
     ----------
     comes_last : whether callbacks of this class are called after all others.
     writes : whether callbacks of this class write or show something, so that of several processes only the first calls
-        them.
+        them. They must not call `evaluate` or `predict` of a trainer, for which it would wait for the others.
     shows_progress : whether callbacks of this class show progress, so that `fit` does not by itself.
     events : the names of further methods `on_...`, if a subclass defines some and calls them itself.
     """
@@ -390,19 +389,20 @@ class Trainer:
 
     def _check_alike(self, feed: Feed, last: int) -> None:
         """Refuse to train together with processes that have something else."""
-        found = hashlib.sha256()
-        for name, array in self.model.state_dict().items():
-            found.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
         here = machine()
+        streams = {name: rng.bit_generator.state for name, rng in self.model.named_generators()}
         facts = {
             "versions": here["versions"],
             "processor": here["cpu"],
-            "weights": found.hexdigest(),
+            "weights": digest(self.model.state_dict()),
+            "random streams": digest(streams),
+            "optimizer": digest(self.optimizer.state_dict()),
             "number of steps": self.steps,
             "last epoch": last,
             "place in the epoch": self.unfinished,
             "training data": feed.settings,
             "number of batches": feed.length,
+            "validation data": [(one.settings, one.length) for one in self._feeds[1:]],
             "accumulate": self.accumulate,
             "sync_batch_norm": self._step.sync_batch_norm,
         }
@@ -413,8 +413,10 @@ class Trainer:
         for rank, other in enumerate(said):
             for name, fact in said[0].items():
                 if other[name] != fact:
-                    seed = "; draw them from the same seed in all, or load the same file"
-                    these = seed if name == "weights" else f": {other[name]} and {fact}"
+                    seed = "; draw them in all by reset_parameters of the same seed, or load the same state"
+                    built = "; build it with the same arguments in all"
+                    fixes = {"weights": seed, "random streams": seed, "optimizer": built}
+                    these = fixes.get(name, f": {other[name]} and {fact}")
                     raise UsageError(f"fit: the processes {rank} and 0 differ in their {name}{these}")
 
     def _agree(self) -> None:
