@@ -202,7 +202,7 @@ class Gradients:
         self.processes, self.nbytes = processes, nbytes
         self._buckets: list[_Bucket] = []
         self._parameters: list[Parameter] = []
-        self._counts: Counter[Parameter] = Counter()  # how often each got a gradient in the last backward pass
+        self._counts: Counter[Parameter] = Counter()  # the most gradients that each got in a backward pass
         self._begun = 0  # buckets whose exchange has begun
 
     def begin(self, parameters: Sequence[Parameter], count: int) -> None:
@@ -216,12 +216,17 @@ class Gradients:
         self._got: set[Parameter] = set()
         self._begun = 0
 
+    def drop(self) -> None:
+        """Forget what is left of a batch that has failed, which may be as large as the gradients of several parts."""
+        for bucket in self._buckets:
+            bucket.sum = None
+
     @contextmanager
     def part(self, number: int, last: bool) -> Iterator[None]:
         """Take the gradients of a part that the backward pass inside the `with` adds, where there are none before.
 
-        Those of the `last` part of this process are sent as soon as a bucket is complete, as far as the pass before
-        tells how many gradients each parameter gets.
+        Those of the `last` part of this process are sent as soon as a bucket is complete: when each parameter has got
+        as many gradients as it ever did, and at least one. What is not complete by then is sent after the pass.
         """
         watched = last and self.processes.size > 1
         if not watched:
@@ -234,7 +239,8 @@ class Gradients:
 
     @contextmanager
     def _watching(self, number: int) -> Iterator[None]:
-        missing, counts = self._counts.copy(), Counter[Parameter]()
+        missing = {parameter: max(1, self._counts[parameter]) for parameter in self._parameters}
+        counts = Counter[Parameter]()
         left = [sum(missing[parameter] for parameter in bucket.parameters) for bucket in self._buckets]
         home = {parameter: k for k, bucket in enumerate(self._buckets) for parameter in bucket.parameters}
 
@@ -254,7 +260,7 @@ class Gradients:
         finally:
             for parameter in self._parameters:
                 parameter.hook = None
-        self._counts = counts
+        self._counts |= counts
         late = [p for bucket in self._buckets[: self._begun] for p in bucket.parameters if p.grad is not None]
         if late:
             fix = "let the network do the same in each step"

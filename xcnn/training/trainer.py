@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import functools
-import hashlib
 import inspect
 import json
 import warnings
@@ -13,7 +12,6 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from xcnn import optim
-from xcnn._array import is_array
 from xcnn._check import flag, integer, number, shown
 from xcnn._dispatch import COMPILATION
 from xcnn.devices import Device
@@ -28,15 +26,15 @@ from xcnn.errors import (
     unknown,
     wrong_call,
 )
-from xcnn.machine import machine
 from xcnn.nn import Module
+from xcnn.training.alike import check_alike
 from xcnn.training.evaluation import Metric, Metrics, evaluate, metrics_named, predict
 from xcnn.training.feed import Data, Feed, dtype_of
 from xcnn.training.losses import Loss, loss_named
 from xcnn.training.parts import Cut
 from xcnn.training.processes import Processes
 from xcnn.training.signals import Signals, delayed_signals
-from xcnn.training.state import Epoch, count, plain, record
+from xcnn.training.state import Epoch, count, digest, plain, record
 from xcnn.training.step import Step
 from xcnn.training.terminal import watched
 
@@ -82,7 +80,7 @@ class Callback:
     ----------
     comes_last : whether callbacks of this class are called after all others.
     writes : whether callbacks of this class write or show something, so that of several processes only the first calls
-        them.
+        them. They must not call `evaluate` or `predict` of a trainer, for which it would wait for the others.
     shows_progress : whether callbacks of this class show progress, so that `fit` does not by itself.
     events : the names of further methods `on_...`, if a subclass defines some and calls them itself.
     """
@@ -360,7 +358,7 @@ class Trainer:
             if self._epoch is not None:
                 feed.check_place(self._epoch.settings, self._epoch.batch)
             if self.parallel.size > 1:
-                self._check_alike(feed, held_out, last)
+                check_alike(self.parallel, self._facts(feed, held_out, last), self.tell)
             self._call("on_fit_start", feed.length, last)
             self._loaded = False  # not before, so that a `fit` that cannot start may be tried again
             together = self.parallel.size > 1
@@ -394,17 +392,17 @@ class Trainer:
         self._end()
         return self.history[first:]
 
-    def _check_alike(self, feed: Feed, held_out: Feed | None, last: int) -> None:
-        """Refuse to train together with processes that have something else."""
-        found = hashlib.sha256()
-        for name, array in self.model.state_dict().items():
-            found.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
-        here, schedule, step, function = machine(), self.schedule, self._step, self.loss.function
+    def _facts(self, feed: Feed, held_out: Feed | None, last: int) -> dict[str, Any]:
+        """Return what must be the same in all processes that train together."""
+        schedule, step, loss = self.schedule, self._step, self.loss.function
         groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        facts = {
-            "versions": here["versions"],
-            "processor": here["cpu"],
-            "weights": found.hexdigest(),
+        return {
+            "weights": digest(self.model.state_dict()),
+            "random streams": digest({k: rng.bit_generator.state for k, rng in self.model.named_generators()}),
+            "schedule": None if schedule is None else [type(schedule).__name__, schedule.state_dict()],
+            "optimizer": [type(self.optimizer).__name__, *groups],
+            "state of the optimizer": digest(self.optimizer.state_dict()),
+            "loss": [getattr(loss, "__name__", type(loss).__name__), dict(self.loss.options)],
             "number of steps": self.steps,
             "last epoch": last,
             "place in the epoch": self.unfinished,
@@ -412,25 +410,11 @@ class Trainer:
             "number of batches": feed.length,
             "examples": feed.fingerprint(),
             "validation data": None if held_out is None else [held_out.settings, held_out.length],
-            "loss": [getattr(function, "__name__", type(function).__name__), dict(self.loss.options)],
-            "schedule": None if schedule is None else [type(schedule).__name__, schedule.state_dict()],
-            "optimizer": [type(self.optimizer).__name__, *groups],
             "clip_norm": step.clip_norm,
             "clip_value": step.clip_value,
             "accumulate": self.accumulate,
             "sync_batch_norm": step.sync_batch_norm,
         }
-        text = json.dumps(facts, default=lambda one: one.tolist() if is_array(one) else type(one).__name__)
-        said = [json.loads(one) for one in self.parallel.gather_bytes(text.encode())]
-        processors = {one.pop("processor") for one in said}
-        if len(processors) > 1:
-            self.tell(f"the processes have different processors, which may round differently: {processors}")
-        for rank, other in enumerate(said):
-            for name, fact in said[0].items():
-                if other[name] != fact:
-                    seed = "; draw them from the same seed in all, or load the same file"
-                    these = seed if name in ("weights", "examples") else f": {other[name]} and {fact}"
-                    raise UsageError(f"fit: the processes {rank} and 0 differ in their {name}{these}")
 
     def _agree(self) -> None:
         """Stop for the reason of any process, and for the signal that any has got."""
