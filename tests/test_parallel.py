@@ -12,7 +12,7 @@ import pytest
 from fake_processes import alike
 from PIL import Image
 
-from xcnn import data, nn, optim, runs
+from xcnn import data, nn, ops, optim, runs
 from xcnn.errors import DivergedError, UsageError
 from xcnn.runs import Config, recorded_settings
 from xcnn.runs.checkpoint import BEST, read_checkpoint
@@ -422,6 +422,18 @@ def test_processes_with_other_settings_are_refused(name, options):
 
     with pytest.raises(UsageError, match=f"^fit: the processes 1 and 0 differ in their {name}"):
         fake_processes.run(2, fit)
+
+
+def test_options_that_are_objects_do_not_differ_by_their_addresses():
+    def shifted(output, target, shift=None):
+        return ops.cross_entropy(shift(output), target)
+
+    def fit(processes):
+        loss = loss_named(shifted, shift=lambda x: x)  # another object in each process
+        model = network(seed=0)
+        return Trainer(model, optim.SGD(model.parameters(), 0.05), loss, parallel=processes).fit((X, Y))
+
+    assert len(fake_processes.run(2, fit)) == 2
 
 
 def test_only_the_first_process_tells():
