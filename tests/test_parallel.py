@@ -425,7 +425,7 @@ def test_processes_with_other_settings_are_refused(name, options):
 
 
 def test_options_that_are_objects_do_not_differ_by_their_addresses():
-    def shifted(output, target, shift=None):
+    def shifted(output, target, shift):
         return ops.cross_entropy(shift(output), target)
 
     def fit(processes):
