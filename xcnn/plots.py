@@ -325,13 +325,18 @@ def search(result: Search, path: str | Path, title: str = "") -> Path:
             axes.set_xlim(-0.5, len(variable.choices) - 0.5)
         elif variable.log:
             axes.set_xscale("log")
+            beside = (variable.high / variable.low) ** 0.04
+            axes.set_xlim(variable.low / beside, variable.high * beside)  # the whole range, also where no trial was
             if variable.high < 100 * variable.low:  # otherwise powers of ten are enough
                 subs = (1, 2, 5) if variable.high > 10 * variable.low else range(1, 10)
                 axes.xaxis.set_major_locator(LogLocator(subs=subs))
                 axes.xaxis.set_major_formatter("{x:g}")
                 axes.xaxis.set_minor_formatter("")
-        elif isinstance(variable.low, int):
-            axes.xaxis.get_major_locator().set_params(integer=True)
+        else:
+            beside = 0.04 * (variable.high - variable.low)
+            axes.set_xlim(variable.low - beside, variable.high + beside)
+            if isinstance(variable.low, int):
+                axes.xaxis.get_major_locator().set_params(integer=True)
     return _save("search", figure, path, title)
 
 
