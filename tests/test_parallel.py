@@ -11,7 +11,7 @@ import pytest
 from fake_processes import alike
 from PIL import Image
 
-from xcnn import data, nn, optim, runs
+from xcnn import data, nn, ops, optim, runs
 from xcnn.errors import DivergedError, UsageError
 from xcnn.runs import Config, recorded_settings
 from xcnn.runs.checkpoint import BEST, read_checkpoint
@@ -100,6 +100,26 @@ def test_pixels_and_class_weights_on_every_library(where, weight):
         found = fake_processes.run(size, fit)
         assert alike([one.model.state_dict() for one in (alone, *found)])
         assert all(figures(one) == figures(alone) for one in found)
+
+
+def test_a_loss_on_the_host_of_a_network_on_a_device():
+    pytest.importorskip("array_api_strict")
+
+    def function(output, target):
+        loss, backward = ops.cross_entropy(output, target)
+        return float(loss), backward
+
+    def fit(processes):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(432, 4))
+        model.reset_parameters(0)
+        loss = dataclasses.replace(loss_named("cross_entropy"), function=function)
+        training = trainer(processes, 4, model=model, device="strict", loss=loss)
+        training.fit(data.Loader((X, Y), 16), 1, progress=False)
+        return training
+
+    alone, found = fit(None), fake_processes.run(2, fit)
+    assert alike([one.model.state_dict() for one in (alone, *found)])
+    assert all(figures(one) == figures(alone) for one in found)
 
 
 @pytest.mark.parametrize("bucket", [0, 1, 5000, 1 << 20])
