@@ -194,6 +194,14 @@ def test_running_statistics_move_once_towards_the_mean_of_the_parts():
     assert int(norm.num_batches_tracked.data) == 1
 
 
+def test_streams_that_cannot_be_cut_are_refused():
+    model = network()
+    model[7].rng = np.random.Generator(np.random.MT19937(0))
+    trainer(None, 1, model=model).step(X[:8], Y[:8])
+    with pytest.raises(UsageError, match="is a MT19937, which cannot be cut into parts; use PCG64"):
+        trainer(None, 2, model=model).step(X[:8], Y[:8])
+
+
 def test_evaluation_and_prediction_are_dealt_out():
     seen = []
 
