@@ -12,7 +12,8 @@ import time
 import pytest
 
 from xcnn import compare
-from xcnn.cli._speed import print_results
+from xcnn.cli._console import print_json
+from xcnn.cli._speed import print_lines, print_results
 from xcnn.compare import worker
 from xcnn.compare.contestants import refusal
 from xcnn.compare.traffic import Metered
@@ -194,16 +195,32 @@ def test_the_lines_of_several_ranks(xcnn):
     assert 0 <= both["overlap"] < 1
 
 
-def test_the_table_of_several_ranks(capsys):
+@pytest.fixture
+def result():
     timings = (
         compare.Timing(compare.Contestant("xcnn"), 8, 1.0, (0.010,), None, None),
         compare.Timing(OURS, 8, 1.0, (0.008,), None, None, waiting=0.1, under_way=0.4),
     )
-    peers = (compare.Timing(TORCH, 8, 1.0, (0.016,), None, None),)
-    print_results("train", [compare.Result(CASE, timings, peers, 100, 1, {})])
+    alone = compare.Contestant("torch", "torch:cpu", "NCHW")
+    peers = tuple(compare.Timing(one, 8, 1.0, (0.016,), None, None) for one in (alone, TORCH))
+    return compare.Result(CASE, timings, peers, 100, 1, {})
+
+
+def test_the_table_of_several_ranks(result, capsys):
+    print_results("train", [result])
     header, one, two = capsys.readouterr().out.splitlines()[-3:]
     columns = "model batch ranks ms/step images/s spread efficiency waiting overlap GFLOP/s of-peak memory first"
     assert header.split()[:13] == columns.split()
     assert one.split()[:9] == ["report", "6", "1", "10.00", "800", "0%", "-", "-", "-"]
     assert two.split()[:9] == ["report", "6", "2", "8.00", "1,000", "0%", "0.62", "10.0%", "75%"]
     assert "2.00  torch NCHW 2 ranks" in two
+
+
+def test_the_report_of_several_ranks(result, capsys, tmp_path):
+    print_json({"kind": "machine", "cpu": "a", "cores": 2, "threads": 1, "versions": {}})
+    print_lines(result)
+    (tmp_path / "lines").write_text(capsys.readouterr().out)
+    text = compare.report(compare.read([str(tmp_path / "lines")]))
+    assert "| train on cpu 2 ranks | all | the fastest | 1 | **2.00** |" in text
+    assert "| `report` | 6 | 600 | 1.60 | torch NCHW |" in text
+    assert "| `report`, 2 ranks | 6 | 750 | 2.00 | torch NCHW 2 ranks |" in text

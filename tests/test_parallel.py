@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import gc
 import tracemalloc
 
@@ -15,8 +16,7 @@ from xcnn import data, nn, ops, optim, runs
 from xcnn.errors import DivergedError, UsageError
 from xcnn.runs import Config, recorded_settings
 from xcnn.runs.checkpoint import BEST, read_checkpoint
-from xcnn.training import Callback, EarlyStopping, HistoryFile, KeepBest, Trainer
-from xcnn.training.losses import loss_named
+from xcnn.training import Callback, EarlyStopping, HistoryFile, KeepBest, Trainer, loss_named
 from xcnn.training.processes import ALONE, Processes
 from xcnn.training.sums import Sum, _levels
 
@@ -426,6 +426,43 @@ def test_iterables_that_differ_are_refused(sizes, says):
             trainer(processes, 2).fit(batches, 1, progress=False)
 
     fake_processes.run(2, fit)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    {
+        "examples": {"seed": 1},
+        "loss": {"loss": loss_named("cross_entropy", label_smoothing=0.1)},
+        "optimizer": {"lr": 0.1},
+        "clip_norm": {"clip_norm": 1.0},
+        "schedule": {"decay": True},
+        "validation data": {"validation": (X[:20], Y[:20])},
+    }.items(),
+)
+def test_processes_with_other_settings_are_refused(name, options):
+    def fit(processes):
+        mine = dict(options) if processes.rank else {}
+        x = np.random.default_rng(mine.pop("seed", 0)).random(X.shape, np.float32)
+        validation, model = mine.pop("validation", None), network(seed=0)
+        optimizer = optim.SGD(model.parameters(), mine.pop("lr", 0.05))
+        schedule = optim.ExponentialLR(optimizer, 0.9) if mine.pop("decay", False) else None
+        Trainer(model, optimizer, parallel=processes, schedule=schedule, **mine).fit((x, Y), validation=validation)
+
+    with pytest.raises(UsageError, match=f"^fit: the processes 1 and 0 differ in their {name}"):
+        fake_processes.run(2, fit)
+
+
+def test_only_the_first_process_tells():
+    told = []
+
+    def fit(processes):
+        model = network(seed=0)
+        optimizer = optim.SGD([model.parameters()[0]], 0.05)  # what it lacks is told
+        tell = functools.partial(lambda rank, sentence: told.append(rank), processes.rank)
+        Trainer(model, optimizer, parallel=processes, tell=tell).fit((X, Y))
+
+    fake_processes.run(2, fit)
+    assert told == [0]
 
 
 def test_more_processes_than_parts_are_refused():

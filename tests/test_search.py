@@ -427,6 +427,16 @@ def test_the_command_prints_a_table_or_json_and_draws(xcnn, tmp_path):
 
 
 @needs_optuna
+def test_a_command_without_a_complete_trial_fails(xcnn):
+    wrong = ("--vary", "model_options.filter=1..3", "--trials", "2", "-o", "x")
+    code, out, err = xcnn(*QUICK, *wrong)
+    assert (code, out) == (1, "")
+    assert err.endswith(
+        f"error: none of the 2 trials is complete; the reasons are in {os.path.join('x', 'trials.csv')}\n"
+    )
+
+
+@needs_optuna
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_interrupted_command_goes_on(xcnn, tmp_path, processes):
     """The signal comes in the first epochs, unless the machine is so busy that it comes after the last one."""

@@ -235,6 +235,11 @@ class Feed:
         if self.length is not None and batch > self.length:
             raise CheckpointError(f"{self.who} has {self.length} batches, but the state is after {batch} of the epoch")
 
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of a data set in memory; "" for other data, which would have to be read for it."""
+        dataset = self.source.dataset if isinstance(self.source, Loader) else None
+        return dataset.fingerprint() if isinstance(dataset, Dataset) and not dataset.lazy else ""
+
     @property
     def description(self) -> str:
         """What `fit` reads, in words: "1,437 examples in shuffled batches of 64", or how many batches, as they come."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from xcnn._array import Array, namespace_of, zeros
+from xcnn._array import Array, empty, namespace_of, zeros
 from xcnn._dispatch import body
 from xcnn.errors import DtypeError, XcnnError
 from xcnn.parameter import Parameter
@@ -80,7 +80,7 @@ class Sum:
     processes : those among which the parts are dealt out.
     count : the number of parts.
     tag : that of the exchanges.
-    like : an array of the library, dtype and device; without one, an empty part cannot be summed.
+    like : an array of the same library, dtype and device.
     length : the number of entries.
     """
 
@@ -144,7 +144,7 @@ class Sum:
         return part.start, part.stop
 
     def _room(self, length: int) -> Array:
-        return zeros(namespace_of(self.like), (length,), self.like)
+        return empty(namespace_of(self.like), (length,), self.like)
 
 
 class _Bucket:
@@ -288,10 +288,10 @@ class Gradients:
         """Wait for all sums, and set the gradients to the sums divided by `divisor`, unless that is None."""
         for bucket in self._buckets[self._begun :]:  # of a process without a part
             self.start(bucket)
-        got = np.asarray([parameter in self._got for parameter in self._parameters])
-        if self.processes.size > 1:
-            got = np.any(self.processes.gather(got), axis=0)
-        self.processes.wait(self.advance)
+        mine = np.asarray([parameter in self._got for parameter in self._parameters])
+        found, gathered = self.processes.begin_gather(mine)
+        self.processes.wait(lambda: self.advance() & gathered())
+        got = np.any(found, axis=0)
         kept = {parameter for parameter, is_there in zip(self._parameters, got, strict=True) if is_there}
         for bucket in self._buckets:
             bucket.give(kept, divisor)
