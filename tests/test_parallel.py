@@ -452,6 +452,18 @@ def test_processes_with_other_settings_are_refused(name, options):
         fake_processes.run(2, fit)
 
 
+def test_options_that_are_objects_do_not_differ_by_their_addresses():
+    def shifted(output, target, shift):
+        return ops.cross_entropy(shift(output), target)
+
+    def fit(processes):
+        loss = loss_named(shifted, shift=lambda x: x)  # another object in each process
+        model = network(seed=0)
+        return Trainer(model, optim.SGD(model.parameters(), 0.05), loss, parallel=processes).fit((X, Y))
+
+    assert len(fake_processes.run(2, fit)) == 2
+
+
 def test_only_the_first_process_tells():
     told = []
 
@@ -463,6 +475,7 @@ def test_only_the_first_process_tells():
 
     fake_processes.run(2, fit)
     assert told == [0]
+    assert repr(ALONE) == "Processes(rank=0, size=1)"
 
 
 def test_more_processes_than_parts_are_refused():
