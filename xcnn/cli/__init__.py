@@ -44,7 +44,7 @@ from xcnn.parallel import fail, processes
 from xcnn.training import terminable
 from xcnn.training.progress import COMPILING
 
-__all__ = ["ALONE", "app", "main"]
+__all__ = ["app", "main"]
 
 
 def _check_values(app: cyclopts.App, commands: tuple[str, ...], arguments: cyclopts.ArgumentCollection) -> None:
