@@ -79,13 +79,14 @@ BENCHMARKS = (
     "--against torch --mode both",
     "--against torch --mode both --models resnet20 --batch-sizes 128",
     "--against torch --mode both --models lenet5,mnist_cnn,vgg_small,resnet20 --batch-sizes 1,64 --busy 1",
+    "--against torch --ranks 1,2 --threads 1 --models lenet5,resnet20,vgg_small --batch-sizes 64,128",
     "--models lenet5,mnist_cnn,vgg_small --batch-sizes 64,256,1024,4096",
     "--models report,vgg_small --batch-sizes 64 --sizes 28,56,112,224",
     "--models resnet20 --batch-sizes 16 --sizes 28,56,112,224",
     f"--against torch,onnxruntime --mode both --models {ZOO} --batch-sizes 1,16 --ways NCHW,channels_last --rounds 3",
 )
-"""The options of `xcnn bench` for docs/speed.md: speed, a deeper network, a busy core, how cost grows with batch and
-image size, and networks for ImageNet.
+"""The options of `xcnn bench` for docs/speed.md: speed, a deeper network, a busy core, several processes, how cost
+grows with batch and image size, and networks for ImageNet.
 
 The networks of the two before pad: without padding, a large image has more outputs per pixel than a small one.
 """
@@ -212,6 +213,16 @@ def endurance(session: nox.Session) -> None:
 
 
 @nox.session
+def hosts(session: nox.Session) -> None:
+    """Train on four hosts, network namespaces with links of 100 Mbit/s and 1 ms, beside the prediction and PyTorch.
+
+    Needs root and Linux; without them it says so. Arguments after `--` are passed to tests/hosts.py.
+    """
+    session.install(".[test,mpi]", "mpich", LIBRARIES["torch"])
+    session.run("python", "tests/hosts.py", "--against", "torch", *session.posargs)
+
+
+@nox.session
 def ranks(session: nox.Session) -> None:
     """Kill a process of runs on several 100 times, with MPICH. Takes about ten minutes on two cores."""
     session.install(".[test,mpi]", "mpich")
@@ -292,7 +303,7 @@ def bench(session: nox.Session) -> None:
 
     `-- --quick` runs every step briefly; its figures mean nothing. Other arguments are passed to each `xcnn bench`.
     """
-    session.install(".[fast,onnx,plots]", LIBRARIES["torch"])
+    session.install(".[fast,onnx,plots,mpi]", "mpich", LIBRARIES["torch"])
     quick, options = "--quick" in session.posargs, [option for option in session.posargs if option != "--quick"]
     if quick:
         options += ["--rounds", "1", "--seconds", "0.01"]

@@ -7,6 +7,8 @@ import threading
 
 import numpy as np
 
+from xcnn._array import namespace_of
+from xcnn.devices import to_numpy
 from xcnn.training.processes import Processes
 
 SECONDS = 120
@@ -38,10 +40,15 @@ class Fake(Processes):
         self.exchanges += 1
         for k, array in sends:
             assert k != self.rank, "nobody sends to itself"
-            assert array.flags.c_contiguous
-            self.sent += array.nbytes
-            self.net.between(self.rank, k, tag).put(array.copy())
+            sent = to_numpy(array)  # as those of a device may travel too
+            assert sent.flags.c_contiguous
+            self.sent += sent.nbytes
+            self.net.between(self.rank, k, tag).put(sent.copy())
         left = list(receives)
+        kept = [(array, to_numpy(array).tobytes()) for _, array in sends]
+        for _, array in receives:
+            if isinstance(array, np.ndarray):
+                array[...] = np.frombuffer(b"\xff" * array.itemsize, array.dtype)[0]  # NaN, for who reads too early
 
         def done():
             if self.net.failed.is_set():
@@ -54,10 +61,14 @@ class Fake(Processes):
                     came = self.net.between(k, self.rank, tag).get_nowait()
                 except queue.Empty:
                     return False
-                assert came.shape == array.shape, (came.shape, array.shape)
-                assert came.dtype == array.dtype
-                array[...] = came
+                room = to_numpy(array)
+                assert came.shape == room.shape, (came.shape, room.shape)
+                assert came.dtype == room.dtype
+                host = isinstance(array, np.ndarray)
+                array[...] = came if host else namespace_of(array).asarray(came, device=array.device)
                 left.pop(0)
+            assert all(to_numpy(array).tobytes() == sent for array, sent in kept), "changed before it was sent"
+            kept.clear()
             return True
 
         return done

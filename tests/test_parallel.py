@@ -1,6 +1,10 @@
 """Training on several processes: the same bits for any number of them, and what they exchange."""
 
+import copy
 import dataclasses
+import functools
+import gc
+import tracemalloc
 
 import fake_processes
 import numpy as np
@@ -12,7 +16,7 @@ from xcnn import data, nn, optim, runs
 from xcnn.errors import DataError, DivergedError, UsageError
 from xcnn.runs import Config, recorded_settings
 from xcnn.runs.checkpoint import BEST, read_checkpoint
-from xcnn.training import Callback, EarlyStopping, HistoryFile, KeepBest, Trainer
+from xcnn.training import Callback, EarlyStopping, HistoryFile, KeepBest, Trainer, loss_named
 from xcnn.training.processes import ALONE, Processes
 from xcnn.training.sums import Sum, _levels
 
@@ -75,6 +79,29 @@ def test_the_bits_depend_on_the_parts():
     assert not alike([two.model.state_dict(), three.model.state_dict()])
 
 
+@pytest.mark.parametrize("weight", [None, [0.1, 0.33, 0.77, 1.3]])
+@pytest.mark.parametrize("where", ["cpu", "strict", "torch"])
+def test_pixels_and_class_weights_on_every_library(where, weight):
+    """The counts are arrays of the device, and class weights of float32 are added in one order and precision."""
+    pytest.importorskip({"strict": "array_api_strict", "torch": "torch"}.get(where, "numpy"))
+    pixels = RNG.integers(0, 4, (20, 10, 10))
+    pixels[RNG.random(pixels.shape) < 0.2] = -100
+
+    def fit(processes):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1))
+        model.reset_parameters(0)
+        loss = loss_named("cross_entropy", **({} if weight is None else {"weight": weight}))
+        training = trainer(processes, 5, model=model, device=where, loss=loss)
+        training.fit(data.Loader((X[:20], pixels), 13), 2, progress=False)
+        return training
+
+    alone = fit(None)
+    for size in (2, 3):
+        found = fake_processes.run(size, fit)
+        assert alike([one.model.state_dict() for one in (alone, *found)])
+        assert all(figures(one) == figures(alone) for one in found)
+
+
 @pytest.mark.parametrize("bucket", [0, 1, 5000, 1 << 20])
 def test_buckets_change_no_bit(bucket):
     alone = trained(None, 4, epochs=1)
@@ -92,25 +119,46 @@ def test_another_number_of_processes_goes_on_with_the_same_bits():
 
 @pytest.mark.parametrize("parts", [2, 5])
 def test_parts_have_the_gradients_of_the_whole_batch(parts):
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 4))
-    model.reset_parameters(1)
-    whole = trainer(None, 1, model=model.to("cpu", dtype="float64"))
-    before = model.state_dict()
-    whole.step(X[:23], Y[:23])
-    wanted = model.state_dict()
+    def one_step(processes, parts=parts):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 4))
+        model.reset_parameters(1)
+        model.to("cpu", dtype="float64")
+        training = Trainer(model, optim.SGD(model.parameters(), 1.0), accumulate=parts, parallel=processes)
+        return training.step(X[:23], Y[:23]), model.state_dict()
+
+    wanted_loss, wanted = one_step(None, 1)
     for size in range(1, parts + 1):
-
-        def one_step(processes):
-            other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 4))
-            other.to("cpu", dtype="float64").load_state_dict(before)
-            training = trainer(processes, parts, model=other)
-            loss = training.step(X[:23], Y[:23])
-            return loss, other.state_dict()
-
         for loss, state in fake_processes.run(size, one_step):
-            assert loss == pytest.approx(0, abs=10)
+            assert loss == pytest.approx(wanted_loss, rel=1e-12)
             for name, array in wanted.items():
                 np.testing.assert_allclose(state[name], array, rtol=1e-10, atol=1e-13)
+
+
+def test_gradients_are_sent_while_the_backward_pass_runs():
+    """From the second step on, when it is known how many gradients each parameter gets."""
+
+    def fit(processes):
+        begun = []
+
+        class Looks(nn.Module):
+            def forward(self, x, train):
+                def backward(dy, need_dx):
+                    begun.append(processes.exchanges)
+                    return dy
+
+                return x, backward
+
+        model = nn.Sequential(nn.Flatten(), nn.Linear(432, 8), Looks(), nn.Linear(8, 8), Looks(), nn.Linear(8, 4))
+        model.reset_parameters(0)
+        training = trainer(processes, 2, model=model)
+        training._step._sums.nbytes = 1
+        for _ in range(2):
+            training.step(X[:16], Y[:16])
+        return begun
+
+    for one in fake_processes.run(2, fit):
+        assert one[1] == one[0]
+        assert one[3] >= one[2] + 2  # weight and bias of the linear layer between
 
 
 def test_running_statistics_move_once_towards_the_mean_of_the_parts():
@@ -194,14 +242,19 @@ def test_a_loss_that_is_not_finite_stops_all_with_one_error():
             training.step(x * 1e10, Y[:16])
         assert alike([before[0], training.model.state_dict()])
         assert training.state_dict()["streams"] == before[1]
-        return str(caught.value)
+        training.step(X[:16], Y[:16])  # which the failure does not disturb
+        return str(caught.value), training.model.state_dict()
 
-    said = set(fake_processes.run(3, fit))
-    assert len(said) == 1
-    assert "the examples hold inf" in said.pop()
+    found = [fit(None), *fake_processes.run(3, fit)]
+    assert len({said for said, _ in found}) == 1
+    assert "the examples hold inf" in found[0][0]
+    assert alike([state for _, state in found])
 
 
-def test_a_gradient_that_is_not_finite_names_the_layer():
+@pytest.mark.parametrize("ignored", [0, 8])
+def test_a_gradient_that_is_not_finite_names_the_layer(ignored):
+    """Also where the labels of a whole process are ignored, which is no fault."""
+
     class Bad(nn.Module):
         def forward(self, x, train):
             return x, lambda dy, need_dx: dy * np.where(x > 50.0, np.float32(np.inf), np.float32(1))
@@ -211,13 +264,64 @@ def test_a_gradient_that_is_not_finite_names_the_layer():
         model.reset_parameters(0)
         x = X[:16].copy()
         x[9] *= 1000
+        y = np.where(np.arange(16) < ignored, -100, Y[:16])
         with pytest.raises(DivergedError) as caught, np.errstate(all="ignore"):
-            trainer(processes, 4, model=model).step(x, Y[:16])
+            trainer(processes, 4, model=model).step(x, y)
         return str(caught.value)
 
-    said = set(fake_processes.run(2, fit))
+    said = {fit(None), *fake_processes.run(2, fit)}
     assert len(said) == 1
     assert "layer 2 (Bad)" in said.pop()
+
+
+def test_a_batch_without_answers_is_refused_as_by_one_process():
+    def fit(processes):
+        with pytest.raises(UsageError) as caught:
+            trainer(processes, 4).step(X[:16], np.full(16, -100))
+        return str(caught.value)
+
+    assert fake_processes.run(3, fit) == [fit(None)] * 3 == ["every label of the batch is -100, which is ignored"] * 3
+
+
+def test_a_copy_of_a_trainer_trains_with_the_same_processes():
+    def both(processes):
+        training = trainer(processes, 4)
+        training.step(X[:16], Y[:16])
+        other = copy.deepcopy(training)
+        for one in (training, other, training, other):
+            one.step(X[16:32], Y[16:32])
+        return [training.model.state_dict(), other.model.state_dict()]
+
+    states = [state for found in fake_processes.run(2, both) for state in found]
+    assert alike([*both(None), *states])
+
+
+def test_a_step_that_fails_keeps_no_gradients():
+    class Fails(nn.Module):
+        calls = 0
+
+        def forward(self, x, train):
+            Fails.calls += 1
+            if Fails.calls % 4 == 0:
+                raise RuntimeError("no more")
+            return x, lambda dy, need_dx: dy
+
+    model = nn.Sequential(nn.Linear(432, 1000), Fails(), nn.Linear(1000, 4))
+    model.reset_parameters(0)
+    training = trainer(None, 4, model=model)
+
+    def fails():
+        with pytest.raises(RuntimeError, match="no more"):
+            training.step(X[:16].reshape(16, -1), Y[:16])
+
+    fails()  # compiles
+    tracemalloc.start()
+    try:
+        fails()
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 4 * 432 * 1000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_callback_of_one_process_stops_all():
@@ -261,9 +365,111 @@ def test_processes_that_differ_are_refused():
         fake_processes.run(2, fit(0, 8))
 
 
+def test_processes_that_would_go_apart_later_are_refused():
+    def fit(odd):
+        def work(processes):
+            first = processes.rank == 0
+            model = network()
+            if odd == "random streams" and first:
+                model[7].reset_parameters(5)  # a dropout that has no weights
+            optimizer = optim.SGD(model.parameters(), 0.1 if odd == "optimizer" and first else 0.05)
+            training = Trainer(model, optimizer, parallel=processes)
+            training.fit((X, Y), 1, None if odd == "validation data" and first else (X[:9], Y[:9]), progress=False)
+
+        return work
+
+    for odd in ("random streams", "optimizer", "validation data"):
+        with pytest.raises(UsageError, match=f"^fit: the processes 1 and 0 differ in their {odd}[:;] "):
+            fake_processes.run(2, fit(odd))
+    fake_processes.run(2, fit(None))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [((16, 16), "one of 16 examples and none"), ((16, 9, 9), "one of 16 examples and one of 9 examples")],
+)
+def test_iterables_that_differ_are_refused(sizes, says):
+    """They could wait for each other for ever."""
+
+    def fit(processes):
+        mine = (16, 16, 16) if processes.rank == 0 else sizes
+        batches = ((X[:size], Y[:size]) for size in mine)
+        with pytest.raises(UsageError, match=f"^fit: train: the next batches of the processes differ: {says}; give"):
+            trainer(processes, 2).fit(batches, 1, progress=False)
+
+    fake_processes.run(2, fit)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    {
+        "examples": {"seed": 1},
+        "loss": {"loss": loss_named("cross_entropy", label_smoothing=0.1)},
+        "optimizer": {"lr": 0.1},
+        "clip_norm": {"clip_norm": 1.0},
+        "schedule": {"decay": True},
+        "validation data": {"validation": (X[:20], Y[:20])},
+    }.items(),
+)
+def test_processes_with_other_settings_are_refused(name, options):
+    def fit(processes):
+        mine = dict(options) if processes.rank else {}
+        x = np.random.default_rng(mine.pop("seed", 0)).random(X.shape, np.float32)
+        validation, model = mine.pop("validation", None), network(seed=0)
+        optimizer = optim.SGD(model.parameters(), mine.pop("lr", 0.05))
+        schedule = optim.ExponentialLR(optimizer, 0.9) if mine.pop("decay", False) else None
+        Trainer(model, optimizer, parallel=processes, schedule=schedule, **mine).fit((x, Y), validation=validation)
+
+    with pytest.raises(UsageError, match=f"^fit: the processes 1 and 0 differ in their {name}"):
+        fake_processes.run(2, fit)
+
+
+def test_only_the_first_process_tells():
+    told = []
+
+    def fit(processes):
+        model = network(seed=0)
+        optimizer = optim.SGD([model.parameters()[0]], 0.05)  # what it lacks is told
+        tell = functools.partial(lambda rank, sentence: told.append(rank), processes.rank)
+        Trainer(model, optimizer, parallel=processes, tell=tell).fit((X, Y))
+
+    fake_processes.run(2, fit)
+    assert told == [0]
+
+
 def test_more_processes_than_parts_are_refused():
     with pytest.raises(UsageError, match=r"^accumulate must be at least the number of processes, 3, got 2; start"):
         fake_processes.run(3, lambda one: trained(one, 2, 1))
+
+
+def test_parameters_that_get_a_gradient_only_in_some_steps():
+    class Either(nn.Module):
+        """Uses the one weight or the other, as the numbers of a part are."""
+
+        def __init__(self):
+            self.one, self.other = (nn.Parameter(np.ones(432, np.float32)) for _ in range(2))
+
+        def forward(self, x, train):
+            weight = self.one if x[0, 0, 0, 0] > 0 else self.other
+            flat = x.reshape(len(x), -1)
+
+            def backward(dy, need_dx):
+                weight.accumulate((dy * flat).sum(axis=0))
+                return dy
+
+            return flat * weight.data, backward
+
+    def fit(processes):
+        model = nn.Sequential(Either(), nn.Linear(432, 4))
+        model.reset_parameters(0)
+        training = trainer(processes, 3, model=model)
+        training._step._sums.nbytes = 1
+        training.fit(data.Loader((X, Y), 8, seed=2), 2, progress=False)
+        return model.state_dict()
+
+    alone = fit(None)
+    for size in (2, 3):
+        assert alike([alone, *fake_processes.run(size, fit)])
 
 
 def test_the_gradient_of_a_network_that_changes_is_refused():

@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -108,6 +110,19 @@ def test_an_exception_in_one_process_ends_all() -> None:
     assert found.code == 1
     assert "rank 1: Traceback (most recent call last):" in found.err
     assert found.err.count("KeyError: 'lost'") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell how much of a pipe is unread")
+def test_a_job_is_not_aborted_before_the_launcher_has_read_the_message() -> None:
+    out, into = os.pipe()
+    os.write(into, b"KeyError")
+    threading.Timer(0.2, os.read, (out, 100)).start()
+    mpi._wait_for_reader(into, patience=60)
+    assert not select.select([out], [], [], 0)[0]
+    os.write(into, b"unread")
+    mpi._wait_for_reader(into, patience=0.01)  # and not for ever
+    os.close(out)
+    os.close(into)
 
 
 @needs_mpi

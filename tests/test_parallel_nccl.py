@@ -189,9 +189,13 @@ def put(work):
     here.streams[-1].queue.append(work)
 
 
-def zeros(shape, dtype, device=None):
+def empty(shape, dtype, device=None):
     memory = Memory(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-    array = Array(memory, memory.bytes.view(dtype).reshape(shape))
+    return Array(memory, memory.bytes.view(dtype).reshape(shape))
+
+
+def zeros(shape, dtype, device=None):
+    array = empty(shape, dtype)
     put(functools.partial(array.view.fill, 0))
     return array
 
@@ -204,7 +208,7 @@ def uploaded(values):
 
 
 namespace: Any = ModuleType("pretended_gpu")
-namespace.zeros, namespace.__array_namespace__ = zeros, None
+namespace.empty, namespace.zeros, namespace.__array_namespace__ = empty, zeros, None
 here = Here()
 GPU = devices.Device("cuda:0", namespace, "gpu", "a pretended GPU")
 

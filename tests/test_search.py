@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import shutil
 import signal
 import statistics
@@ -459,6 +460,16 @@ def test_the_command_prints_a_table_or_json_and_draws(xcnn, tmp_path):
     assert json.loads(out)["test_accuracy"] == best["test_accuracy"]
     with Image.open(tmp_path / "x" / "search.png") as image:
         assert np.asarray(image.convert("L")).std() > 5  # not blank
+
+
+@needs_optuna
+def test_a_command_without_a_complete_trial_fails(xcnn):
+    wrong = ("--vary", "model_options.filter=1..3", "--trials", "2", "-o", "x")
+    code, out, err = xcnn(*QUICK, *wrong)
+    assert (code, out) == (1, "")
+    assert err.endswith(
+        f"error: none of the 2 trials is complete; the reasons are in {os.path.join('x', 'trials.csv')}\n"
+    )
 
 
 @needs_optuna

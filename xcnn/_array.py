@@ -17,6 +17,7 @@ from xcnn.errors import DtypeError
 __all__ = [
     "Array",
     "add_slice",
+    "empty",
     "full",
     "is_array",
     "is_kind",
@@ -117,6 +118,13 @@ def zeros(xp: ModuleType, shape: tuple[int, ...], like: Array) -> Array:
     where = array_api_compat.device(like)
     with on_device(where):
         return xp.zeros(shape, dtype=like.dtype, device=where)
+
+
+def empty(xp: ModuleType, shape: tuple[int, ...], like: Array) -> Array:
+    """Return a new array whose numbers are not set, with the dtype and on the device of `like`."""
+    where = array_api_compat.device(like)
+    with on_device(where):
+        return xp.empty(shape, dtype=like.dtype, device=where)
 
 
 def set_slice(array: Array, index: Any, value: Array) -> Array:

@@ -73,6 +73,9 @@ def print_lines(result: room.Result) -> None:
             "waited": timing.waited,
             "loaded": timing.loaded,
             "kept": timing.kept,
+            "waiting": timing.waiting,
+            "overlap": timing.overlap,
+            "efficiency": result.efficiency(timing),
             "gflops": result.flops / timing.seconds / 1e9,
             "peak_share": result.share(timing, "sgemm"),
             "copy_share": result.share(timing, "copy"),
@@ -92,8 +95,9 @@ def _case(case: room.Case) -> dict[str, Any]:
     return {name: getattr(case, name) for name in ("mode", "model", "batch", "shape")}
 
 
-def _who(contestant: room.Contestant) -> dict[str, str]:
-    return {"contestant": contestant.name, "variant": contestant.variant, "hardware": contestant.hardware}
+def _who(contestant: room.Contestant) -> dict[str, Any]:
+    kind = {"contestant": contestant.name, "variant": contestant.way or contestant.device}
+    return {**kind, "hardware": contestant.hardware, "ranks": contestant.ranks}
 
 
 _YARDSTICKS = {
@@ -121,10 +125,17 @@ class _Column:
 
 _MEMORY = "growth of the process (on a GPU: of the library's memory pool) since before the first step"
 _COPY = "share of the speed of a large copy, by the bytes that layers have to move"
+_EFFICIENCY = "images/s per rank as a share of those with the fewest ranks and the same batch"
+_OVERLAP = "share of the time of exchanges in which the ranks did not wait for them"
 _COLUMNS = (
-    _Column("device", "{}", lambda result, one: one.contestant.variant, when="several"),
+    _Column("device", "{}", lambda result, one: one.contestant.device, when="several"),
+    _Column("ranks", "{}", lambda result, one: one.contestant.ranks, "processes that train together", "ranks"),
+    _Column("ms/step", "{:.2f}", lambda result, one: 1e3 * one.seconds, when="ranks"),
     _Column("images/s", "{:,.0f}", lambda result, one: one.images_per_second, theirs=True),
     _Column("spread", "{:.0%}", lambda result, one: one.spread, "half the distance between the quartiles", theirs=True),
+    _Column("efficiency", "{:.2f}", lambda result, one: result.efficiency(one), _EFFICIENCY, "ranks", theirs=True),
+    _Column("waiting", "{:.1%}", lambda result, one: one.waiting, "share of the time waiting for other ranks", "ranks"),
+    _Column("overlap", "{:.0%}", lambda result, one: one.overlap, _OVERLAP, "ranks"),
     _Column("GFLOP/s", "{:.1f}", lambda result, one: result.flops / one.seconds / 1e9),
     _Column(
         "of-peak",
@@ -149,7 +160,9 @@ def print_results(mode: str, results: Sequence[room.Result]) -> None:
     """Print a table with a row per case and device."""
     rates = {place: rate for result in results for place, rate in result.rates.items() if place != room.CPU}
     loaded = any(timing.loaded for result in results for timing in timings(result))
-    facts = {"": True, "busy": loaded, "several": any(len(result.ours) > 1 for result in results), "gpu": bool(rates)}
+    devices = {timing.contestant.device for result in results for timing in result.ours}
+    facts = {"": True, "busy": loaded, "several": len(devices) > 1, "gpu": bool(rates)}
+    facts["ranks"] = any(timing.contestant.ranks > 1 for result in results for timing in result.ours)
     ours = [column for column in _COLUMNS if facts[column.when]]
     theirs = [column for column in ours if column.theirs and any(result.peers for result in results)]
     libraries = list(dict.fromkeys(peer.contestant.name for result in results for peer in result.peers))

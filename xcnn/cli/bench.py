@@ -51,6 +51,7 @@ def bench(
     devices: Annotated[str, Parameter(name=["--devices", "--device"])] = "cpu",
     against: Annotated[str, Parameter(show_default=False)] = "",
     ways: Annotated[str, Parameter(show_default=False)] = "",
+    ranks: Annotated[str, Parameter(show_default=False)] = "1",
     threads: int | None = None,
     rounds: int = 5,
     seconds: float = 0.4,
@@ -98,8 +99,13 @@ def bench(
     ways
         ways in which those libraries run, separated by commas; by default all. `--ways NCHW,channels_last` leaves out
         compiled PyTorch networks on a GPU, which take minutes to compile.
+    ranks
+        numbers of processes that train together, separated by commas, such as 1,2: each computes its part of the batch
+        (`mpiexec` starts them; needs mpi4py). torch is then its `DistributedDataParallel` over gloo, in as many
+        processes. Shows the time of a step, the efficiency beside the first number of ranks for the same batch, the
+        share of the time spent waiting for other ranks, and that of communication that is hidden behind computation.
     threads
-        threads for each contestant; by default all cores that this process may use.
+        threads for each process; by default all cores that this one may use, divided among the ranks.
     rounds
         number of turns of each contestant.
     seconds
@@ -129,12 +135,13 @@ def bench(
         for line in text.splitlines():
             print_line(line)
         return 0
-    threads = get_num_threads() if threads is None else threads
+    several = _numbers("ranks", ranks)
     peers, ours = split_names(against), [device(name).name for name in split_names(devices)]
     modes = room.MODES if choice("", "mode", mode, (*room.MODES, "both")) == "both" else (mode,)
     counts = _numbers("batch_sizes", batch_sizes)
     named: dict[str, tuple[str, Sequence[object]]] = {
         "batch_sizes": (batch_sizes, counts),
+        "ranks": (ranks, several),
         "models": (models, split_names(models)),
         "devices": (devices, ours),
         "against": (against, peers),
@@ -143,6 +150,14 @@ def bench(
     for setting, (given, found) in named.items():
         if not found and (given or setting not in ("against", "ways")):  # which may be left out
             raise UsageError(f"{setting} takes values separated by commas, got {given!r}", setting=setting)
+    for one in several:
+        integer("bench", "ranks", one)
+    if max(several) > 1 and mode != "train":
+        raise UsageError("several ranks train together; pass mode train", setting="mode")
+    if max(several) > max(1, min(counts)):
+        need = f"{max(several)} ranks need a batch of as many images or more, got {min(counts)}"
+        raise UsageError(need, setting="batch_sizes")
+    threads = max(1, get_num_threads() // max(several)) if threads is None else threads
     edges: list[int | None] = [*_numbers("sizes", sizes)] or [None]
     if random is not None and models != _MODELS:
         raise UsageError("models and random networks cannot be measured together; pass one of both", setting="models")
@@ -156,14 +171,14 @@ def bench(
         for batch in counts
         for edge in edges
     ]
-    contestants = room.contestants(ours, peers, split_names(ways))
+    contestants = room.contestants(ours, peers, split_names(ways), several)
     if random:
         cases = list(dict.fromkeys(case.capped(KEPT) for case in cases))
     if plot is not None:
         plots.check()
     check_writable(plot)
     running = room.bench(cases, contestants, rounds, seconds, goes_on=random is not None, cores=busy)
-    cores = f"{threads} thread{'s' * (threads > 1)}"
+    cores = f"{threads} thread{'s' * (threads > 1)}{' per rank' * (max(several) > 1)}"
     print_machine(
         room.machine([one.package[0] for one in contestants if one.name in peers]),
         room.describe(ours),
@@ -198,7 +213,7 @@ def bench(
     finally:  # also of an interrupted measurement
         _print_tables(results, modes, json, random is not None)
     if profile:
-        shown = [(result, timing) for result in results for timing in result.ours]
+        shown = [(result, one) for result in results for one in result.ours if one.contestant.ranks == 1]
         for result, timing in [one[:2] for one in room.worst(results, WORST)] if random and peers else shown:
             note(f"{result.case}: part by part")
             best = [result.best(timing, peer) for peer in peers]

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from xcnn import plots
 from xcnn.cli._console import Bar, in_flags, note, percent, print_json, print_table, program, use_threads
 from xcnn.cli.train import Flags, given
-from xcnn.errors import UsageError
+from xcnn.errors import UsageError, XcnnError
 from xcnn.runs import Config, Reporter, Search, Trial
 from xcnn.runs import search as run_search
 from xcnn.training import Metrics, Trainer
@@ -67,6 +67,7 @@ def search(
     report = _Report(trials, settings)
     found = run_search(settings, vary, trials, out, [report], prune=prune, watch=report.watch)
     _draw(found, settings)
+    useless = not found.interrupted and found.best is None
     if found.interrupted:
         ended = sum(one.ended for one in found.trials)
         note(f"interrupted after {ended} of {trials} trials; the same command goes on with them")
@@ -76,8 +77,10 @@ def search(
         best = found.best
         tested = {} if best is None else {**_record(best, found.monitor), "folder": str(best.folder)}
         print_json({"best": None if best is None else best.number, **tested})
-    else:
+    elif not useless:
         _print(found, settings)
+    if useless:
+        raise XcnnError(f"none of the {len(found.trials)} trials is complete; the reasons are in {out / 'trials.csv'}")
     return found.interrupted
 
 

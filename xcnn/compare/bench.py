@@ -10,18 +10,20 @@ import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from xcnn._check import integer, number
 from xcnn.compare.busy import busy
 from xcnn.compare.case import Case
-from xcnn.compare.contestants import PEERS, YARDSTICKS, Contestant, refusal
+from xcnn.compare.contestants import PEERS, SEVERAL, YARDSTICKS, Contestant, refusal
 from xcnn.compare.gpu import CPU, hardware, kind
 from xcnn.compare.launches import UNCOUNTED, Launches
-from xcnn.compare.worker import SpeedError, Worker
+from xcnn.compare.worker import SpeedError, Worker, started
 from xcnn.devices import LIBRARIES
 from xcnn.errors import UsageError, XcnnError, unknown
+from xcnn.parallel import launch_command
+from xcnn.parallel.launch import INSTALL
 
 __all__ = ["SETTLE", "Dropped", "Failed", "Growth", "Result", "Timing", "bench", "contestants", "growths", "speed"]
 
@@ -40,11 +42,13 @@ class Timing:
     first : seconds of the first step.
     rounds : seconds per step in each round: the median on the CPU, the mean by a GPU's events.
     memory : growth in bytes from before the first step to the peak: of the library's memory pool on a GPU, else of the
-        process, including the memory of the compiler if the first step compiles. None if unknown.
+        process, or of all together, including the memory of the compiler if the first step compiles. None if unknown.
     waited : share of the time that its threads waited for a core in use by other programs; None if unknown. Timings
         with more than a few percent are not reliable.
     launches : GPU calls of a step.
     loaded : seconds per step in each round while other programs kept cores busy; empty if that was not measured.
+    waiting : share of the time that its processes waited for each other; None if unknown.
+    under_way : share of the time that exchanges between them were under way; None if unknown.
     """
 
     contestant: Contestant
@@ -55,6 +59,8 @@ class Timing:
     waited: float | None
     launches: Launches = UNCOUNTED
     loaded: tuple[float, ...] = ()
+    waiting: float | None = None
+    under_way: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -86,6 +92,13 @@ class Timing:
         """Images per second while other programs kept cores busy, as a share of those without, or None."""
         shares = [alone / loaded for alone, loaded in zip(self.rounds, self.loaded, strict=False)]
         return statistics.median(shares) if shares else None
+
+    @property
+    def overlap(self) -> float | None:
+        """Share of the time of communication in which its processes computed, or None."""
+        if self.waiting is None or not self.under_way:
+            return None
+        return max(0.0, 1.0 - self.waiting / self.under_way)
 
     def ratio(self, other: "Timing") -> float:
         """Return how many times as fast as `other` this contestant is: the median over the rounds."""
@@ -132,8 +145,13 @@ class Result:
     dropped: tuple[Dropped, ...] = ()
 
     def rivals(self, timing: Timing) -> list[Timing]:
-        """Return the peers on the same hardware."""
-        return [peer for peer in self.peers if peer.contestant.hardware == timing.contestant.hardware]
+        """Return the peers on the same hardware, with the same number of processes."""
+        one = timing.contestant
+        return [
+            peer
+            for peer in self.peers
+            if (peer.contestant.hardware, peer.contestant.ranks) == (one.hardware, one.ranks)
+        ]
 
     def best(self, timing: Timing, *libraries: str) -> Timing | None:
         """Return the fastest peer on the same hardware, of all or of some libraries, or None if there is none."""
@@ -147,25 +165,48 @@ class Result:
         """
         rate = self.rates.get(timing.contestant.hardware, {}).get(yardstick)
         done = {"sgemm": self.flops, "copy": self.moved}[yardstick]
-        return None if rate is None else done / timing.seconds / rate
+        return None if rate is None else done / timing.seconds / rate / timing.contestant.ranks
+
+    def efficiency(self, timing: Timing) -> float | None:
+        """Return images/s per process as a share of those of the same contestant with the fewest processes, or None.
+
+        Of a peer, the fastest way with the fewest processes counts.
+        """
+        one = timing.contestant
+        alike = [
+            other
+            for other in (*self.ours, *self.peers)
+            if (other.contestant.name, other.contestant.hardware) == (one.name, one.hardware)
+            and (one.name in PEERS or other.contestant.device == one.device)
+        ]
+        base = min(alike, key=lambda other: (other.contestant.ranks, other.seconds))
+        if base.contestant.ranks == one.ranks:
+            return None
+        return timing.ratio(base) * base.contestant.ranks / one.ranks
 
 
-def contestants(devices: Sequence[str], peers: Sequence[str], ways: Sequence[str] = ()) -> list[Contestant]:
-    """Return xcnn on each device, and the ways of each peer on the hardware of each device.
+def contestants(
+    devices: Sequence[str], peers: Sequence[str], ways: Sequence[str] = (), ranks: Sequence[int] = (1,)
+) -> list[Contestant]:
+    """Return xcnn on each device, and the ways of each peer on the hardware of each device; for each number of ranks.
 
     Parameters
     ----------
     devices : device strings of xcnn.
     peers : names in `PEERS`.
     ways : the ways in `PEERS` that take part; by default all.
+    ranks : numbers of processes that train together.
 
     Raises
     ------
     UsageError
-        If a peer is unknown, no peer has one of the ways, or `ways` is given without peers.
+        If a peer is unknown, no peer has one of the ways, `ways` is given without peers, or a number of ranks is
+        below 1.
     SpeedError
-        If a peer cannot be measured on the hardware of a device, or has none of the ways there.
+        If a peer cannot be measured on the hardware of a device, in several processes, or has none of the ways there.
     """
+    for one in ranks:
+        integer("bench", "ranks", one)
     for peer in peers:
         if peer not in PEERS:
             raise unknown("peer", peer, PEERS)
@@ -175,6 +216,13 @@ def contestants(devices: Sequence[str], peers: Sequence[str], ways: Sequence[str
     for way in ways:
         if way not in known:
             raise unknown("way", way, known)
+    if max(ranks) > 1:
+        for peer in peers:
+            if peer not in SEVERAL:
+                raise SpeedError(f"bench: {peer} is measured in one process only, not in {max(ranks)}")
+        for device in devices:
+            if hardware(device) != CPU:
+                raise SpeedError(f"bench: several processes are measured on the CPU only, not on {hardware(device)}")
     found = [Contestant("xcnn", device) for device in devices]
     for where in dict.fromkeys(map(hardware, devices)):
         for peer in peers:
@@ -187,7 +235,7 @@ def contestants(devices: Sequence[str], peers: Sequence[str], ways: Sequence[str
             library = Contestant(peer).library
             at = f"{library}:{where}" if library in LIBRARIES else where
             found += [Contestant(peer, at, way) for way in chosen]
-    return found
+    return [replace(one, ranks=count) for count in ranks for one in found]
 
 
 def bench(
@@ -222,9 +270,13 @@ def bench(
     number("bench", "seconds", seconds, "(0, inf)")
     integer("bench", "busy", cores, 0)
     packages = dict(one.package for one in entered if one.name in PEERS)
+    if any(one.ranks > 1 for one in entered):
+        packages["mpi4py"] = INSTALL
     if missing := [module for module in packages if importlib.util.find_spec(module) is None]:
         verb, hints = "are" if len(missing) > 1 else "is", "; ".join(packages[module] for module in missing)
         raise SpeedError(f"bench: {' and '.join(missing)} {verb} not installed; {hints}")
+    if "mpi4py" in packages:
+        launch_command(1)  # raises if it cannot
     # On the CPU NumPy runs the yardsticks; on a GPU CuPy if it takes part, else the library that does.
     devices = {one.hardware: one.device for one in reversed(entered) if one.name == "xcnn"}
     devices |= {where: where for where in devices if where == CPU or Contestant("xcnn", where) in entered}
@@ -246,35 +298,36 @@ def _run(case: Case, entered: Sequence[Contestant], rounds: int, seconds: float,
     reasons = {one: refusal(one, case) for one in entered}
     unable = [Dropped(one, reason) for one, reason in reasons.items() if reason]
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(Worker(one, case)) for one, reason in reasons.items() if not reason]
+        workers = [stack.enter_context(started(one, case)) for one, reason in reasons.items() if not reason]
         first, dropped = _begin(workers, goes_on)
-        turns: dict[Worker, list[_Turn]] = {worker: [] for worker in first}
+        turns: dict[Worker, list[_Turn]] = {one: [] for one in first}
         for number in range(rounds):
-            for worker in [*turns][:: 1 if number % 2 == 0 else -1]:  # so that drift favours no contestant
+            for one in [*turns][:: 1 if number % 2 == 0 else -1]:  # so that drift favours no contestant
                 try:
-                    alone, loaded = _ask_alone(worker, "burst", seconds=seconds), None
-                    if cores and not worker.contestant.is_yardstick:
+                    alone, loaded = _ask_alone(one, "burst", seconds=seconds), None
+                    if cores and not one.contestant.is_yardstick:
                         with busy(cores):
-                            loaded = worker.ask("loaded", seconds=seconds)
-                    turns[worker].append((*alone, loaded))
+                            loaded = one.ask("loaded", seconds=seconds)
+                    turns[one].append((*alone, loaded))
                 except SpeedError as error:
-                    if not goes_on or worker.contestant.name == "xcnn":
+                    if not goes_on or one.contestant.name == "xcnn":
                         raise
-                    del turns[worker]
-                    dropped.append(Dropped(worker.contestant, str(error)))
+                    del turns[one]
+                    dropped.append(Dropped(one.contestant, str(error)))
         timings = [_timing(one, first[one], turns[one]) for one in turns]
     rates: dict[str, dict[str, float]] = {}
     for timing in timings:
-        one = timing.contestant
-        if one.is_yardstick:
-            rates.setdefault(one.hardware, {})[one.name] = one.work() / min(timing.rounds)
+        measure = timing.contestant
+        if measure.is_yardstick:
+            rates.setdefault(measure.hardware, {})[measure.name] = measure.work() / min(timing.rounds)
     ours = tuple(timing for timing in timings if timing.contestant.name == "xcnn")
     peers = tuple(timing for timing in timings if timing.contestant.name in PEERS)
     return Result(case, ours, peers, sum(case.flops().values()), case.moved(), rates, (*unable, *dropped))
 
 
-_Turn = tuple[float, float | None, float | None]
-"""Seconds per step, the share of the time that was spent waiting for a core, and seconds per step on busy cores."""
+_Turn = tuple[float, float | None, tuple[float, float] | None, float | None]
+"""Seconds per step; the shares of the time spent waiting for a core, and waiting for other processes and exchanging;
+seconds per step on busy cores."""
 
 
 def _timing(worker: Worker, first: float, turns: Sequence[_Turn]) -> Timing:
@@ -286,10 +339,13 @@ def _timing(worker: Worker, first: float, turns: Sequence[_Turn]) -> Timing:
             calls = Launches(**worker.ask("launches"))
         except SpeedError as error:  # everything else has been measured
             calls = Launches(missing=str(error))
-    waits = [wait for _, wait, _ in turns if wait is not None]
+    waits = [wait for _, wait, _, _ in turns if wait is not None]
+    shares = [share for _, _, share, _ in turns if share is not None]
     loaded = tuple(time for *_, time in turns if time is not None)
     waited = statistics.fmean(waits) if waits else None
-    return Timing(one, worker.case.batch, first, tuple(time for time, *_ in turns), memory, waited, calls, loaded)
+    waiting, under_way = (statistics.fmean(column) for column in zip(*shares, strict=True)) if shares else (None, None)
+    rounds = tuple(time for time, *_ in turns)
+    return Timing(one, worker.case.batch, first, rounds, memory, waited, calls, loaded, waiting, under_way)
 
 
 def _begin(workers: Sequence[Worker], goes_on: bool) -> tuple[dict[Worker, float], list[Dropped]]:

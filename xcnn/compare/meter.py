@@ -28,12 +28,15 @@ class Clock:
     def settle(self) -> None:
         """Do nothing: work on the host is already done."""
 
-    def turn(self, step: Step, seconds: float) -> tuple[float, float]:
-        """Run at least one step, for about `seconds`; return the median seconds of a step, and those of all steps."""
+    def turn(self, step: Step, seconds: float, count: int = 0) -> tuple[float, float]:
+        """Run `count` steps, or if that is 0, at least one for about `seconds`.
+
+        Return the median seconds of a step, and those of all steps.
+        """
         times: list[float] = []
         start = time.perf_counter()
         end = start + seconds
-        while not times or start < end:
+        while len(times) < count if count else not times or start < end:
             start = time.perf_counter()
             step()
             times.append(time.perf_counter() - start)
@@ -54,18 +57,18 @@ class Events:
         """Wait until the GPU has done all work."""
         self.gauge.synchronize()
 
-    def turn(self, step: Step, seconds: float) -> tuple[float, float]:
+    def turn(self, step: Step, seconds: float, count: int = 0) -> tuple[float, float]:
         """Like `Clock.turn`, but with the mean: one event precedes the first step, one follows the last."""
-        count, end = 0, time.perf_counter() + seconds
+        done, end = 0, time.perf_counter() + seconds
         before = self.gauge.mark()
-        while not count or time.perf_counter() < end:
+        while done < count if count else not done or time.perf_counter() < end:
             step()
-            count += 1
+            done += 1
         self.gauge.synchronize()  # the work may be in several streams
         after = self.gauge.mark()
         after.synchronize()
         elapsed = self.gauge.elapsed(before, after) / 1e3
-        return elapsed / count, elapsed
+        return elapsed / done, elapsed
 
     def growth(self) -> Callable[[], int]:
         """Like `Clock.growth`, for the pool."""

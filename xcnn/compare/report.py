@@ -86,8 +86,10 @@ def read(files: Sequence[str]) -> Record:
 
 
 def _contestant(found: dict[str, Any]) -> Contestant:
-    name, variant = found["contestant"], found["variant"]
-    return Contestant(name, variant) if name == "xcnn" else Contestant(name, found["hardware"], variant)
+    name, variant, ranks = found["contestant"], found["variant"], found.get("ranks", 1)
+    if name == "xcnn":
+        return Contestant(name, variant, ranks=ranks)
+    return Contestant(name, found["hardware"], variant, ranks)
 
 
 def _timing(found: dict[str, Any]) -> tuple[Contestant, Timing]:
@@ -119,9 +121,11 @@ def _machines(record: Record) -> str:
 
 def _means(results: Sequence[Result]) -> list[str]:
     columns = ("step", "batch", "to", "cells", "geometric mean", "lowest", *(f"below {one:g}" for one in BOUNDS))
+    found = means(results, by_batch=True)
+    several = len({one.device for one in found}) > 1
     rows = [
         (
-            one.mode,
+            f"{one.mode} on {one.device}" if several else one.mode,
             one.batch or "all",
             one.peer or "the fastest",
             str(one.cells),
@@ -130,7 +134,7 @@ def _means(results: Sequence[Result]) -> list[str]:
             *(f"{share:.0%}" for share in one.below.values()),
             "-" if one.memory is None else f"{one.memory:.2f}",
         )
-        for one in means(results, by_batch=True)
+        for one in found
     ]
     return [_table((*columns, "memory, ours to theirs"), rows, right=3)]
 
@@ -140,15 +144,18 @@ def _cells(mode: str, results: Sequence[Result]) -> str:
     peers, named = rivals(results), [f"network, {mode}", "batch", "images/s"]
     compared = [*(f"to {peer}" for peer in peers), "fastest", "memory", "theirs"]
     alone = [(result, one, None) for result in results for one in result.ours if not result.best(one)]
-    rows = []
-    for result, timing, best in [*worst(results, len(results)), *alone]:
+    rows, count = [], sum(len(result.ours) for result in results)
+    for result, timing, best in [*worst(results, count), *alone]:
         each = [result.best(timing, *names) for names in peers.values()]
         ratios = [f"{timing.ratio(one):.2f}" if one else "-" for one in each]
         ours, theirs = (
             f"{one.memory / 2**20:.1f} MiB" if one and one.memory is not None else "-" for one in (timing, best)
         )
         cells = [*ratios, str(best.contestant) if best else "-", ours, theirs] if peers else [ours]
-        rows.append((f"`{result.case.model}`", str(result.case.batch), f"{timing.images_per_second:,.0f}", *cells))
+        ranks = f", {timing.contestant.ranks} ranks" * (timing.contestant.ranks > 1)
+        rows.append(
+            (f"`{result.case.model}`{ranks}", str(result.case.batch), f"{timing.images_per_second:,.0f}", *cells)
+        )
     return _table([*named, *(compared if peers else ["memory"])], rows, right=1)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,9 @@ _MOST_CORES = 4096
 
 _LOOK, _GRACE = 0.5, 3.0
 """Seconds after which a process that waits looks whether the other one has ended, and that it then still waits."""
+
+_PAUSE = 5e-3
+"""Seconds between two looks at a pipe."""
 
 
 class MPI(Processes):
@@ -97,6 +101,7 @@ class MPI(Processes):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
+                _wait_for_reader(stream.fileno())
         self._api.COMM_WORLD.Abort(code)
         os._exit(code)
 
@@ -115,6 +120,21 @@ def processes() -> Processes:
     if launch() is None:
         return Processes()
     return MPI()
+
+
+def _wait_for_reader(file: int, patience: float = 1.0) -> None:
+    """Wait until what was written into a pipe has been read: when a job is aborted, its launcher drops the rest."""
+    try:
+        import fcntl
+        import termios
+    except ImportError:  # Windows
+        return
+    deadline = time.monotonic() + patience
+    while stat.S_ISFIFO(os.fstat(file).st_mode) and any(fcntl.ioctl(file, termios.FIONREAD, bytes(4))):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(_PAUSE)
+    time.sleep(4 * _PAUSE)  # what has been read is still on its way
 
 
 def _parts(array: Any) -> Iterator[np.ndarray]:

@@ -20,7 +20,8 @@ _SHAPE = "expected NAME=LOW..HIGH, NAME=LOW..HIGH:log or NAME=A,B,C"
 _FIXED = {
     **dict.fromkeys(("dataset", "data_dir", "skip_broken", "validation"), "they are compared on the same images"),
     "seed": "it determines the images on which they are compared",
-    **dict.fromkeys(("monitor", "device"), "they are compared by it"),
+    "monitor": "they are compared by it",
+    "device": "devices round differently",
     **dict.fromkeys(("workers", "checkpoint_every", "keep_checkpoints"), "no result depends on it"),
 }  # fmt: skip
 """The settings that all trials of a search share, and why."""

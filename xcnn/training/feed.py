@@ -235,6 +235,11 @@ class Feed:
         if self.length is not None and batch > self.length:
             raise CheckpointError(f"{self.who} has {self.length} batches, but the state is after {batch} of the epoch")
 
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of a data set in memory; "" for other data, which would have to be read for it."""
+        dataset = self.source.dataset if isinstance(self.source, Loader) else None
+        return dataset.fingerprint() if isinstance(dataset, Dataset) and not dataset.lazy else ""
+
     @property
     def description(self) -> str:
         """What `fit` reads, in words: "1,437 examples in shuffled batches of 64", or how many batches, as they come."""
@@ -246,12 +251,15 @@ class Feed:
         """Yield the batches of an epoch (counted from 1) after the first `done`, cut into parts."""
         if not isinstance(self.source, Loader):
             for x, y in itertools.islice(_pairs(self.who, self.source), done, None):
-                yield cut.parts(as_array(x), as_array(y))
+                x, y = as_array(x), as_array(y)
+                self._check_alike(len(x) if x.ndim else 1, cut.processes)
+                yield cut.parts(x, y)
+            self._check_alike(-1, cut.processes)
             return
         while done < len(self.source):
             try:
-                for samples, pairs in self._read(epoch - 1, done, cut):
-                    yield cut.made(samples, pairs)
+                for batch in self._read(epoch - 1, done, cut):
+                    yield batch
                     done += 1
             except Exception as error:
                 if not ran_out(error, self.where):
@@ -261,11 +269,20 @@ class Feed:
             if not self.give_up():
                 raise memory_error((self.source.batch_size, *self.source.dataset.shape), self.where)
 
-    def _read(self, epoch: int, done: int, cut: Cut) -> Iterator[tuple[int, list[Batch]]]:
+    def _check_alike(self, samples: int, processes: Processes) -> None:
+        """Refuse to go on if the next batches of the processes differ in length; -1 where there is none."""
+        if processes.size > 1:
+            found = [int(one[0]) for one in processes.gather(np.asarray([samples], np.int64))]
+            other = next((one for one in found if one != found[0]), None)
+            if other is not None:
+                sizes = " and ".join("none" if one < 0 else f"one of {one} examples" for one in (found[0], other))
+                raise UsageError(f"{self.who}: the next batches of the processes differ: {sizes}; give all the same")
+
+    def _read(self, epoch: int, done: int, cut: Cut) -> Iterator[Parts]:
         assert isinstance(self.source, Loader)
-        if not cut.whole:
-            return self.source.parts(epoch, done, cut.rows)
-        return ((x.shape[0], [(x, y)]) for x, y in self.source.batches(epoch, done))
+        if cut.whole:
+            return (cut.parts(x, y) for x, y in self.source.batches(epoch, done))
+        return (cut.made(n, pairs) for n, pairs in self.source.parts(epoch, done, cut.rows))
 
     def give_up(self) -> bool:
         """Make batches on the host from now on, report it, and return whether there was a copy on the device."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from xcnn._array import Array, is_kind, namespace_of, zeros
@@ -11,11 +12,17 @@ from xcnn.parameter import Buffer
 from xcnn.training.processes import Processes
 from xcnn.training.sums import Sum
 
-__all__ = ["Cut", "Part", "Parts", "Statistics", "Streams"]
+__all__ = ["Cut", "Part", "Parts", "Statistics", "Streams", "widest"]
 
 _TAG = 8
 _APART = 1 << 64
 """How far apart the random numbers of two parts are in their stream."""
+
+
+def widest(xp: ModuleType) -> Any:
+    """Return float64, or float32 where a library has no other."""
+    known = xp.__array_namespace_info__().dtypes()
+    return known.get("float64", known["float32"])
 
 
 class Part(NamedTuple):
@@ -71,6 +78,8 @@ class Cut:
     def parts(self, x: Array, y: Array) -> Parts:
         """Cut a batch."""
         n = x.shape[0] if x.ndim else 1
+        if self.whole:
+            return Parts(n, 1, [Part(0, x, y)])
         if self.count(n) == 1:
             return self.made(n, [(x, y)][: len(self.processes.mine(1))])
         if y.shape[:1] != (n,):
@@ -112,8 +121,7 @@ class Statistics:
         self._sum: Sum | None = None
         if self._before:
             xp = namespace_of(self._before[0])
-            known = xp.__array_namespace_info__().dtypes()
-            self._wide = known.get("float64", known["float32"])
+            self._wide = widest(xp)
             origin = xp.astype(zeros(xp, (1,), self._before[0]), self._wide)
             self._sum = Sum(processes, count, _TAG, origin, sum(math.prod(array.shape) for array in self._before))
             if not mine:  # before the gradients, as in other processes

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, Self
 
 import numpy as np
 
@@ -63,6 +63,9 @@ class Processes:
         """
         raise NotImplementedError(f"{type(self).__name__} must define exchange(sends, receives, tag)")
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self  # the copy of a trainer trains with the same processes
+
     def beside(self) -> contextlib.AbstractContextManager[object]:
         """Return a context for computing with arrays that have come, beside what this process computes meanwhile.
 
@@ -75,11 +78,11 @@ class Processes:
         os._exit(code)
 
     def mine(self, count: int) -> range:
-        """Return which of `count` things, numbered from 0, are those of this process: a range as long as any other."""
+        """Return which of `count` things, numbered from 0, are those of this process: its `share`."""
         return self.share(count, self.rank)
 
     def share(self, count: int, rank: int) -> range:
-        """Return which of `count` things are those of a process."""
+        """Return which of `count` things are those of a process: consecutive ones; shares differ by one at most."""
         return range(rank * count // self.size, (rank + 1) * count // self.size)
 
     def wait(self, done: Done) -> None:

@@ -1,14 +1,17 @@
 """The unfinished epoch and the history of a trainer, checked when they are loaded."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from xcnn._check import is_integer, shown
 from xcnn.errors import UsageError
 from xcnn.training.evaluation import Metrics
 
-__all__ = ["RECORD", "Epoch", "count", "plain", "record"]
+__all__ = ["RECORD", "Epoch", "count", "digest", "plain", "record"]
 
 RECORD = (
     "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
@@ -50,6 +53,23 @@ def count(value: Any) -> int:
     if not is_integer(value) or not 0 <= value < 2**53:
         raise ValueError(f"{value!r} is not a count")
     return int(value)
+
+
+def digest(state: Any) -> str:
+    """Return the SHA-256 of a state: nested dicts and sequences of NumPy arrays, numbers and texts."""
+    found = hashlib.sha256()
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, Mapping | list | tuple):
+            for key, one in value.items() if isinstance(value, Mapping) else enumerate(value):
+                add(f"{name}/{key}", one)
+        elif isinstance(value, np.ndarray):
+            found.update(f"{name} {value.dtype} {value.shape} ".encode() + value.tobytes())
+        else:
+            found.update(f"{name} {value!r} ".encode())
+
+    add("", state)
+    return found.hexdigest()
 
 
 def plain(entries: dict[str, Any], before: dict[str, Any], caller: str) -> None:

@@ -18,23 +18,31 @@ from xcnn.nn._members import members
 from xcnn.ops._parts import alone
 from xcnn.parameter import Parameter
 from xcnn.training.divergence import divergence, look
-from xcnn.training.feed import place
+from xcnn.training.feed import as_array, place
 from xcnn.training.lockstep import gathered, lockstep
 from xcnn.training.losses import Loss
 from xcnn.training.memory import memory_error, ran_out
-from xcnn.training.parts import Cut, Part, Parts, Statistics, Streams
+from xcnn.training.parts import Cut, Part, Parts, Statistics, Streams, widest
 from xcnn.training.processes import Done
 from xcnn.training.sums import Gradients
 
-__all__ = ["BUCKET", "Step"]
+__all__ = ["BUCKET", "SLICE", "Step", "bucket"]
 
-BUCKET = 1 << 20
-"""The size from which gradients are sent to other processes while the backward pass still runs, in bytes."""
+BUCKET, SLICE = 1 << 18, 1 << 15
+"""The least sizes in bytes of gradients that are exchanged as one, and of what each process is sent of them."""
 
 _FIGURES = 1
 """The tag of the exchange of losses and counts."""
 
 Gathered = tuple[list[np.ndarray], Done]
+
+
+def bucket(size: int) -> int:
+    """Return from how many bytes on gradients are sent to `size` processes while the backward pass still runs.
+
+    Many small exchanges overlap with the backward pass, but every message has a cost.
+    """
+    return max(BUCKET, SLICE * size)
 
 
 @dataclass
@@ -63,18 +71,17 @@ class Step:
         if not all(id(parameter) in owned for parameter in self._parameters()):
             raise UsageError("Trainer: the optimizer has parameters of another model; build it from model.parameters()")
         trained = {id(parameter) for parameter in self._parameters()}
+        self._first = self._parameters()[0]  # whose dtype batches get
         self._untrained = [parameter for parameter in model.parameters() if id(parameter) not in trained]
         self._buffers = [buffer for _, buffer in model.named_buffers()]
         self._random = [one for _, one in model.modules() if members(one._entries(), np.random.Generator)]
-        self._sums = Gradients(self.cut.processes, BUCKET)
+        self._sums = Gradients(self.cut.processes, bucket(self.cut.processes.size))
 
     def __call__(
         self, x: Any, y: Any, count: bool = False, make_room: Callable[[], bool] = lambda: False
     ) -> tuple[Any, ...]:
         """Train on a batch and return its number of samples and its loss, as `train_on` does."""
-        dtype = self._parameters()[0].data.dtype
-        x, y = place(x, self.device, dtype), place(y, self.device, dtype)
-        return self.train_on(self.cut.parts(x, y), count, make_room)
+        return self.train_on(self.cut.parts(as_array(x), as_array(y)), count, make_room)
 
     def train_on(
         self, batch: Parts, count: bool = False, make_room: Callable[[], bool] = lambda: False
@@ -96,6 +103,7 @@ class Step:
                 self.schedule.step()
             return seen
         except Exception as error:
+            self._sums.drop()
             if not updating:
                 put_back()
             if not ran_out(error, self.device):
@@ -104,7 +112,7 @@ class Step:
         self.model.zero_grad()
         if not updating and self.cut.processes.size == 1 and make_room():
             return self.train_on(batch, count, make_room)
-        shape = batch.samples, *np.shape(batch.mine[0].x)[1:]
+        shape = batch.samples, *(np.shape(batch.mine[0].x)[1:] if batch.mine else ())
         raise memory_error(shape, self.device, updating, accumulate=self.cut.most)
 
     def _gradients(self, batch: Parts, count: bool, put_back: Callable[[], None]) -> tuple[Any, ...]:
@@ -169,7 +177,7 @@ class Step:
                 return False
             statistics.take(part.number, last)
             if last and processes.size > 1:  # so that the numbers travel during the last backward pass
-                numbers = self._numbers(look([0, *figures])[0][1:], batch.count)
+                numbers = self._numbers(look(figures)[0], batch.count)
             with self._sums.part(part.number, last and not together):
                 backward(_entries(found[3]) if several else None)  # the gradient of the sum of the losses
             return True
@@ -217,7 +225,7 @@ class Step:
         classes : the number of classes.
         backward : a function of the weight of the loss, or None, that computes the part backward, once.
         """
-        dtype = self._parameters()[0].data.dtype
+        dtype = self._first.data.dtype
         images, targets = place(part.x, self.device, dtype), place(part.y, self.device, dtype)
         output, back = self.model.forward(images, train=True)
         loss, loss_back = self.loss(output, targets)
@@ -272,9 +280,10 @@ class Step:
         processes, found = self.cut.processes, None
         put_back()
         try:
-            lost = processes.size == 1 or any(_lost(figures[4 * part.number :]) for part in batch.mine)
+            sure = processes.size == 1 or not any(figures[3::4])  # no part has an answer, or there is one part
+            lost = sure or any(_lost(figures[4 * part.number :]) for part in batch.mine)
             if batch.mine and (lost or math.isfinite(value)):
-                found = self._fault(value, classes, batch, sure=processes.size == 1)
+                found = self._fault(value, classes, batch, sure)
         finally:
             self.model.zero_grad()
             put_back()
@@ -288,7 +297,7 @@ class Step:
 
     def _fault(self, value: float, classes: int, batch: Parts, sure: bool) -> XcnnError | None:
         """Return the error that names what is wrong in the parts of this process; None if that is not `sure` there."""
-        dtype = self._parameters()[0].data.dtype
+        dtype = self._first.data.dtype
         parts = [(place(one.x, self.device, dtype), place(one.y, self.device, dtype)) for one in batch.mine]
         # Ops that cannot check targets without waiting for the device return NaN for invalid ones.
         if self.loss.classifies and is_kind(namespace_of(parts[0][1]), parts[0][1].dtype, "integral"):
@@ -296,9 +305,9 @@ class Step:
             wrong = labels[((labels >= classes) | (labels < 0)) & (labels != ignored)]
             if wrong.size:
                 return UsageError(f"the labels hold {wrong[0]}, the model has classes 0 .. {classes - 1}")
-            if labels.size == 0:
+            if sure and labels.size == 0:
                 return UsageError("the batch is empty; a batch needs at least one example")
-            if (labels == ignored).all():
+            if sure and (labels == ignored).all():
                 return UsageError(f"every label of the batch is {ignored}, which is ignored")
         for _, y in parts if self.loss.function is ops.binary_cross_entropy_with_logits else ():
             targets = to_numpy(y)
@@ -349,8 +358,9 @@ def _mean(losses: Sequence[float], sizes: Sequence[Any]) -> float:
 
 
 def _total(sizes: Sequence[Any]) -> Any:
-    """Return the sum of the sizes of the parts: a float, or a 0-d array of the device."""
+    """Return the sum of the sizes of the parts: a float, or a 0-d array of the device, as wide as a float."""
     entries = [_entries(size) for size in sizes if size is not None]
+    entries = [one if on_host(one) else namespace_of(one).astype(one, widest(namespace_of(one))) for one in entries]
     total = sum(entries[1:], entries[0]) if entries else 1.0
     return float(total) if on_host(total) else total
 

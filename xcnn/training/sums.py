@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from xcnn._array import Array, namespace_of, zeros
+from xcnn._array import Array, empty, namespace_of, zeros
 from xcnn._dispatch import body
 from xcnn.errors import DtypeError, XcnnError
 from xcnn.parameter import Parameter
@@ -80,7 +80,7 @@ class Sum:
     processes : those among which the parts are dealt out.
     count : the number of parts.
     tag : that of the exchanges.
-    like : an array of the library, dtype and device; without one, an empty part cannot be summed.
+    like : an array of the same library, dtype and device.
     length : the number of entries.
     """
 
@@ -144,7 +144,7 @@ class Sum:
         return part.start, part.stop
 
     def _room(self, length: int) -> Array:
-        return zeros(namespace_of(self.like), (length,), self.like)
+        return empty(namespace_of(self.like), (length,), self.like)
 
 
 class _Bucket:
@@ -202,7 +202,7 @@ class Gradients:
         self.processes, self.nbytes = processes, nbytes
         self._buckets: list[_Bucket] = []
         self._parameters: list[Parameter] = []
-        self._counts: Counter[Parameter] = Counter()  # how often each got a gradient in the last backward pass
+        self._counts: Counter[Parameter] = Counter()  # the most gradients that each got in a backward pass
         self._begun = 0  # buckets whose exchange has begun
 
     def begin(self, parameters: Sequence[Parameter], count: int) -> None:
@@ -216,12 +216,17 @@ class Gradients:
         self._got: set[Parameter] = set()
         self._begun = 0
 
+    def drop(self) -> None:
+        """Forget what is left of a batch that has failed, which may be as large as the gradients of several parts."""
+        for bucket in self._buckets:
+            bucket.sum = None
+
     @contextmanager
     def part(self, number: int, last: bool) -> Iterator[None]:
         """Take the gradients of a part that the backward pass inside the `with` adds, where there are none before.
 
-        Those of the `last` part of this process are sent as soon as a bucket is complete, as far as the pass before
-        tells how many gradients each parameter gets.
+        Those of the `last` part of this process are sent as soon as a bucket is complete: when each parameter has got
+        as many gradients as it ever did, and at least one. What is not complete by then is sent after the pass.
         """
         watched = last and self.processes.size > 1
         if not watched:
@@ -234,7 +239,8 @@ class Gradients:
 
     @contextmanager
     def _watching(self, number: int) -> Iterator[None]:
-        missing, counts = self._counts.copy(), Counter[Parameter]()
+        missing = {parameter: max(1, self._counts[parameter]) for parameter in self._parameters}
+        counts = Counter[Parameter]()
         left = [sum(missing[parameter] for parameter in bucket.parameters) for bucket in self._buckets]
         home = {parameter: k for k, bucket in enumerate(self._buckets) for parameter in bucket.parameters}
 
@@ -254,7 +260,7 @@ class Gradients:
         finally:
             for parameter in self._parameters:
                 parameter.hook = None
-        self._counts = counts
+        self._counts |= counts
         late = [p for bucket in self._buckets[: self._begun] for p in bucket.parameters if p.grad is not None]
         if late:
             fix = "let the network do the same in each step"
@@ -282,10 +288,10 @@ class Gradients:
         """Wait for all sums, and set the gradients to the sums divided by `divisor`, unless that is None."""
         for bucket in self._buckets[self._begun :]:  # of a process without a part
             self.start(bucket)
-        got = np.asarray([parameter in self._got for parameter in self._parameters])
-        if self.processes.size > 1:
-            got = np.any(self.processes.gather(got), axis=0)
-        self.processes.wait(self.advance)
+        mine = np.asarray([parameter in self._got for parameter in self._parameters])
+        found, gathered = self.processes.begin_gather(mine)
+        self.processes.wait(lambda: self.advance() & gathered())
+        got = np.any(found, axis=0)
         kept = {parameter for parameter, is_there in zip(self._parameters, got, strict=True) if is_there}
         for bucket in self._buckets:
             bucket.give(kept, divisor)

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import functools
-import hashlib
 import inspect
 import json
 import warnings
@@ -27,15 +26,15 @@ from xcnn.errors import (
     unknown,
     wrong_call,
 )
-from xcnn.machine import machine
 from xcnn.nn import Module
+from xcnn.training.alike import check_alike
 from xcnn.training.evaluation import Metric, Metrics, evaluate, metrics_named, predict
 from xcnn.training.feed import Data, Feed, dtype_of
 from xcnn.training.losses import Loss, loss_named
 from xcnn.training.parts import Cut
 from xcnn.training.processes import Processes
 from xcnn.training.signals import Signals, delayed_signals
-from xcnn.training.state import Epoch, count, plain, record
+from xcnn.training.state import Epoch, count, digest, plain, record
 from xcnn.training.step import Step
 from xcnn.training.terminal import watched
 
@@ -50,6 +49,10 @@ def clock() -> float:
     Kernels are compiled once on a machine, when they are first called, which says nothing about the speed of training.
     """
     return COMPILATION.clock()
+
+
+def _not_told(sentence: str) -> None:
+    """Take the place of `tell` in all processes but the first, which would say the same."""
 
 
 def _takes_data(function: F) -> F:
@@ -77,7 +80,7 @@ class Callback:
     ----------
     comes_last : whether callbacks of this class are called after all others.
     writes : whether callbacks of this class write or show something, so that of several processes only the first calls
-        them.
+        them. They must not call `evaluate` or `predict` of a trainer, for which it would wait for the others.
     shows_progress : whether callbacks of this class show progress, so that `fit` does not by itself.
     events : the names of further methods `on_...`, if a subclass defines some and calls them itself.
     """
@@ -164,7 +167,7 @@ class Trainer:
         take no less memory. Layers must not depend on the numbers in which batch norms they call.
     callbacks : `Callback` objects that `fit` calls.
     tell : called with a sentence that the user should read, such as that a data set does not fit into the memory of the
-        device.
+        device; of several processes only in the first.
 
     Attributes
     ----------
@@ -220,7 +223,7 @@ class Trainer:
         self.callbacks = sorted(callbacks, key=lambda callback: callback.comes_last)
         self.history: list[dict[str, Any]] = []
         self.stop_reason, self.steps, self.interrupted = "", 0, False
-        self.tell, self._told, self._fitting = tell, False, False
+        self._told, self._fitting = False, False
         self._progress: Callback | None = None
         self._epoch: Epoch | None = None  # the unfinished epoch
         self._loaded = False  # whether it comes from load_state_dict and no `fit` has continued it
@@ -231,6 +234,7 @@ class Trainer:
                 f"Trainer: parallel must be processes such as xcnn.parallel.MPI() or None, got {parallel!r}"
             )
         self.parallel = Processes() if parallel is None else parallel
+        self.tell = tell if self.parallel.rank == 0 else _not_told
         parts = self.parallel.size if accumulate is None else integer("Trainer", "accumulate", accumulate)
         if parts < self.parallel.size:
             raise UsageError(
@@ -355,7 +359,7 @@ class Trainer:
             if self._epoch is not None:
                 feed.check_place(self._epoch.settings, self._epoch.batch)
             if self.parallel.size > 1:
-                self._check_alike(feed, last)
+                check_alike(self.parallel, self._facts(feed, held_out, last), self.tell)
             self._call("on_fit_start", feed.length, last)
             self._loaded = False  # not before, so that a `fit` that cannot start may be tried again
             together = self.parallel.size > 1
@@ -389,34 +393,29 @@ class Trainer:
         self._end()
         return self.history[first:]
 
-    def _check_alike(self, feed: Feed, last: int) -> None:
-        """Refuse to train together with processes that have something else."""
-        found = hashlib.sha256()
-        for name, array in self.model.state_dict().items():
-            found.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
-        here = machine()
-        facts = {
-            "versions": here["versions"],
-            "processor": here["cpu"],
-            "weights": found.hexdigest(),
+    def _facts(self, feed: Feed, held_out: Feed | None, last: int) -> dict[str, Any]:
+        """Return what must be the same in all processes that train together."""
+        schedule, step, loss = self.schedule, self._step, self.loss.function
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        return {
+            "weights": digest(self.model.state_dict()),
+            "random streams": digest({k: rng.bit_generator.state for k, rng in self.model.named_generators()}),
+            "schedule": None if schedule is None else [type(schedule).__name__, schedule.state_dict()],
+            "optimizer": [type(self.optimizer).__name__, *groups],
+            "state of the optimizer": digest(self.optimizer.state_dict()),
+            "loss": [getattr(loss, "__name__", type(loss).__name__), dict(self.loss.options)],
             "number of steps": self.steps,
             "last epoch": last,
             "place in the epoch": self.unfinished,
             "training data": feed.settings,
             "number of batches": feed.length,
+            "examples": feed.fingerprint(),
+            "validation data": None if held_out is None else [held_out.settings, held_out.length],
+            "clip_norm": step.clip_norm,
+            "clip_value": step.clip_value,
             "accumulate": self.accumulate,
-            "sync_batch_norm": self._step.sync_batch_norm,
+            "sync_batch_norm": step.sync_batch_norm,
         }
-        said = [json.loads(one) for one in self.parallel.gather_bytes(json.dumps(facts).encode())]
-        processors = {one.pop("processor") for one in said}
-        if len(processors) > 1 and self.parallel.rank == 0:
-            self.tell(f"the processes have different processors, which may round differently: {processors}")
-        for rank, other in enumerate(said):
-            for name, fact in said[0].items():
-                if other[name] != fact:
-                    seed = "; draw them from the same seed in all, or load the same file"
-                    these = seed if name == "weights" else f": {other[name]} and {fact}"
-                    raise UsageError(f"fit: the processes {rank} and 0 differ in their {name}{these}")
 
     def _agree(self) -> None:
         """Stop for the reason of any process, and for the signal that any has got."""

@@ -2,9 +2,11 @@
 
 Each module has a context manager `opened(case, device, way)`, which yields the step to time: a function without
 arguments that returns the loss of a training step, or the scores of inference, on the host. All contestants start with
-the same weights and the same batch on the device. A yardstick also has a function `work(device)`, which returns the
-amount of work of a step. Libraries are imported inside functions, as they may be missing. To add a peer, add a module
-and a row of `PEERS`, and of `ONLY` or `RANKS` if it runs some cases only.
+the same weights and the same batch on the device. A module of a library that trains in several processes takes a fourth
+argument, the `Group` of this one, which is None if it is alone; each computes its part of the batch. A yardstick also
+has a function `work(device)`, which returns the amount of work of a step. Libraries are imported inside functions, as
+they may be missing. To add a peer, add a module and a row of `PEERS`, and of `ONLY` or `RANKS` if it runs some cases
+only.
 
 A module of a library that can run a part of a network by itself has a function `alone(case, device, way, module, x,
 wanted)`, which returns the `Passes` of a module of xcnn on a host array x, or on a tuple of arrays, with the gradients
@@ -21,10 +23,24 @@ from xcnn import nn
 from xcnn.compare.case import Case
 from xcnn.compare.gpu import CPU, entered, hardware, kind
 from xcnn.compare.op import called
+from xcnn.compare.traffic import Metered
 from xcnn.devices import LIBRARIES
 from xcnn.errors import UsageError
 
-__all__ = ["ENVIRONMENT", "ONLY", "PEERS", "RANKS", "YARDSTICKS", "Contestant", "Passes", "Step", "bound", "refusal"]
+__all__ = [
+    "ENVIRONMENT",
+    "ONLY",
+    "PEERS",
+    "RANKS",
+    "SEVERAL",
+    "YARDSTICKS",
+    "Contestant",
+    "Group",
+    "Passes",
+    "Step",
+    "bound",
+    "refusal",
+]
 
 Step = Callable[[], Any]
 
@@ -49,6 +65,28 @@ class Passes:
     clear: Callable[[], None]
 
 
+@dataclass
+class Group:
+    """The processes of a contestant that trains in several.
+
+    Attributes
+    ----------
+    rank : the number of this process.
+    size : how many there are.
+    folder : a folder of their own.
+    traffic : what the contestant tells of its communication; None if it tells nothing.
+    """
+
+    rank: int
+    size: int
+    folder: str
+    traffic: Metered | None = None
+
+    def rows(self, count: int) -> slice:
+        """Return the rows of this process among `count`."""
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+
 PEERS: dict[str, dict[str, tuple[str, ...]]] = {
     "torch": {
         "cpu": ("NCHW", "channels_last", "NCHW 1 thread", "channels_last 1 thread"),
@@ -71,6 +109,9 @@ ONLY: dict[str, str] = {"onnxruntime": "infer"}
 RANKS: dict[str, tuple[int, ...]] = {"channels_last": (2, 3)}
 """The numbers of spatial axes for which there is a memory layout; any unless stated here."""
 
+SEVERAL = ("xcnn", "torch")
+"""The contestants that train in several processes, on the CPU."""
+
 YARDSTICKS: dict[str, tuple[str, ...]] = {"cpu": ("sgemm",), "cuda": ("sgemm", "copy")}
 """The yardsticks of each kind of hardware: a matrix product, and copies in its memory."""
 
@@ -91,15 +132,17 @@ class Contestant:
     name : `"xcnn"`, a peer, or a yardstick.
     device : device string.
     way : the way of a peer, one of `PEERS`, or "".
+    ranks : the number of processes that train together.
     """
 
     name: str
     device: str = CPU
     way: str = ""
+    ranks: int = 1
 
     def __str__(self) -> str:
         where = self.device if self.name not in PEERS else self.hardware.removeprefix(CPU)
-        return " ".join(word for word in (self.name, where, self.way) if word)
+        return " ".join(word for word in (self.name, where, self.way, self._ranks) if word)
 
     @property
     def hardware(self) -> str:
@@ -108,8 +151,12 @@ class Contestant:
 
     @property
     def variant(self) -> str:
-        """The way of a peer, and the device of xcnn or a yardstick."""
-        return self.way or self.device
+        """The way of a peer, and the device of xcnn or a yardstick; with the number of processes if there are more."""
+        return " ".join(word for word in (self.way or self.device, self._ranks) if word)
+
+    @property
+    def _ranks(self) -> str:
+        return f"{self.ranks} ranks" if self.ranks > 1 else ""
 
     @property
     def library(self) -> str:
@@ -128,9 +175,10 @@ class Contestant:
         return self.name in YARDSTICKS[kind(self.device)]
 
     @contextlib.contextmanager
-    def opened(self, case: Case) -> Iterator[Step]:
+    def opened(self, case: Case, group: Group | None = None) -> Iterator[Step]:
         """Yield the step inside a `with` block. Its first call is cold."""
-        with entered(self.device), self._module().opened(case, self.device, self.way) as step:
+        several = () if group is None else (group,)
+        with entered(self.device), self._module().opened(case, self.device, self.way, *several) as step:
             yield step
 
     @property
@@ -161,6 +209,8 @@ def refusal(contestant: Contestant, case: Case) -> str:
     mode = ONLY.get(contestant.name, case.mode)
     if mode != case.mode:
         return f"it runs {mode} only"
+    if contestant.ranks > 1 and (case.mode != "train" or case.batch < contestant.ranks):
+        return f"{contestant.ranks} ranks train, with an image each or more"
     rank = len(case.shape) - 1
     if rank not in RANKS.get(contestant.way.partition(" ")[0], (rank,)):
         return f"it does not run images of shape {case.shape}"

@@ -1,4 +1,8 @@
-"""PyTorch: its twin of the network and fused SGD, the fastest; both memory formats; eager, compiled or captured."""
+"""PyTorch: its twin of the network and fused SGD, the fastest; both memory formats; eager, compiled or captured.
+
+Several processes train with `DistributedDataParallel` over gloo, with its defaults, but for gradients that are views of
+its buckets, which saves copies.
+"""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -9,7 +13,7 @@ import numpy as np
 from xcnn import nn
 from xcnn._dispatch import kernels
 from xcnn.compare.case import MOMENTUM, Case
-from xcnn.compare.contestants import Passes, Step
+from xcnn.compare.contestants import Group, Passes, Step
 from xcnn.compare.contestants.twin import twin
 from xcnn.devices import device as open_device
 
@@ -17,7 +21,7 @@ __all__ = ["alone", "opened", "updating"]
 
 
 @contextlib.contextmanager
-def opened(case: Case, device: str, way: str) -> Iterator[Step]:
+def opened(case: Case, device: str, way: str, group: Group | None = None) -> Iterator[Step]:
     """Yield the step of PyTorch on a device, in a way of `PEERS`."""
     import torch
 
@@ -28,7 +32,12 @@ def opened(case: Case, device: str, way: str) -> Iterator[Step]:
     torch.set_num_threads(1 if how == "1 thread" else case.threads)
     torch.backends.cudnn.benchmark = True  # tries cuDNN's algorithms once for the shapes, which do not change
     try:
-        yield _stepper(case, where, layout, _MODES.get(how))
+        if group is not None:
+            meeting = f"file://{group.folder}/torch"
+            torch.distributed.init_process_group("gloo", meeting, rank=group.rank, world_size=group.size)
+        yield _stepper(case, where, layout, _MODES.get(how), group)
+        if group is not None:
+            torch.distributed.destroy_process_group()
     finally:
         torch.set_num_threads(threads)
         torch.backends.cudnn.benchmark = tuned
@@ -38,18 +47,21 @@ _MODES = {"compiled": "default", "graphs": "reduce-overhead"}
 """The mode of `torch.compile` by way. `reduce-overhead` captures CUDA graphs, for networks bound by launches."""
 
 
-def _stepper(case: Case, where: Any, layout: str, mode: str | None) -> Step:
+def _stepper(case: Case, where: Any, layout: str, mode: str | None, group: Group | None) -> Step:
     import torch
 
     last = torch.channels_last if len(case.shape) == 3 else torch.channels_last_3d
     order = last if layout == "channels_last" else torch.contiguous_format
-    x, y = (torch.from_numpy(array).to(where) for array in case.arrays())
+    rows = slice(None) if group is None else group.rows(case.batch)
+    x, y = (torch.from_numpy(array[rows]).to(where) for array in case.arrays())
     model, x = twin(case.network()).to(where, memory_format=order), x.contiguous(memory_format=order)
     model.train(case.mode == "train")
     if mode is not None:
         if where.type == "cpu" and case.mode == "infer":  # constant weights: batch norm is folded, weights are packed
             torch._inductor.config.freezing = True
         model = torch.compile(model, mode=mode, dynamic=False)
+    if group is not None:
+        model = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def infer() -> Any:
         with torch.inference_mode():

@@ -1,4 +1,7 @@
-"""xcnn as users run it: `Trainer.step` for training, and the forward pass of `evaluate` and `predict`."""
+"""xcnn as users run it: `Trainer.step` for training, and the forward pass of `evaluate` and `predict`.
+
+Several processes train over MPI, with a part of the batch each: `accumulate` is their number.
+"""
 
 import contextlib
 import copy
@@ -8,7 +11,8 @@ from typing import Any
 from xcnn import nn
 from xcnn._dispatch import kernels
 from xcnn.compare.case import MOMENTUM, Case
-from xcnn.compare.contestants import Passes, Step
+from xcnn.compare.contestants import Group, Passes, Step
+from xcnn.compare.traffic import Metered
 from xcnn.devices import device as open_device
 from xcnn.optim import SGD
 from xcnn.threads import get_num_threads, set_num_threads
@@ -19,17 +23,21 @@ __all__ = ["alone", "opened", "ready", "stepper", "updating"]
 
 
 @contextlib.contextmanager
-def opened(case: Case, device: str, way: str) -> Iterator[Step]:
+def opened(case: Case, device: str, way: str, group: Group | None = None) -> Iterator[Step]:
     """Yield the step of xcnn on a device; `way` is not used."""
-    with ready(case, device) as training:
+    with ready(case, device, group) as training:
         yield stepper(case, training)
 
 
 @contextlib.contextmanager
-def ready(case: Case, device: str) -> Iterator[Trainer]:
+def ready(case: Case, device: str, group: Group | None = None) -> Iterator[Trainer]:
     """Yield a trainer with the threads of the case, on its device, which is active."""
-    model = case.network()
-    training = Trainer(model, SGD(model.parameters(), lr=case.lr, momentum=MOMENTUM), device=open_device(device))
+    model, where, together = case.network(), open_device(device), None
+    if group is not None:
+        from xcnn.parallel import processes
+
+        together = group.traffic = Metered(processes())
+    training = Trainer(model, SGD(model.parameters(), lr=case.lr, momentum=MOMENTUM), device=where, parallel=together)
     kernels(training.device.xp)  # imports the kernels, as the libraries of peers are imported, but compiles nothing
     threads = get_num_threads()
     set_num_threads(case.threads)
