@@ -12,7 +12,7 @@ import pytest
 from fake_processes import alike
 from PIL import Image
 
-from xcnn import data, nn, optim, runs
+from xcnn import data, nn, ops, optim, runs
 from xcnn.errors import DataError, DivergedError, UsageError
 from xcnn.runs import Config, recorded_settings
 from xcnn.runs.checkpoint import BEST, read_checkpoint
@@ -102,6 +102,26 @@ def test_pixels_and_class_weights_on_every_library(where, weight):
         assert all(figures(one) == figures(alone) for one in found)
 
 
+def test_a_loss_on_the_host_of_a_network_on_a_device():
+    pytest.importorskip("array_api_strict")
+
+    def function(output, target):
+        loss, backward = ops.cross_entropy(output, target)
+        return float(loss), backward
+
+    def fit(processes):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(432, 4))
+        model.reset_parameters(0)
+        loss = dataclasses.replace(loss_named("cross_entropy"), function=function)
+        training = trainer(processes, 4, model=model, device="strict", loss=loss)
+        training.fit(data.Loader((X, Y), 16), 1, progress=False)
+        return training
+
+    alone, found = fit(None), fake_processes.run(2, fit)
+    assert alike([one.model.state_dict() for one in (alone, *found)])
+    assert all(figures(one) == figures(alone) for one in found)
+
+
 @pytest.mark.parametrize("bucket", [0, 1, 5000, 1 << 20])
 def test_buckets_change_no_bit(bucket):
     alone = trained(None, 4, epochs=1)
@@ -172,6 +192,14 @@ def test_running_statistics_move_once_towards_the_mean_of_the_parts():
     variance = np.mean([part.var(axis=0, ddof=1) for part in cuts], axis=0)
     np.testing.assert_allclose(norm.running_var.data, 0.9 + 0.1 * variance)
     assert int(norm.num_batches_tracked.data) == 1
+
+
+def test_streams_that_cannot_be_cut_are_refused():
+    model = network()
+    model[7].rng = np.random.Generator(np.random.MT19937(0))
+    trainer(None, 1, model=model).step(X[:8], Y[:8])
+    with pytest.raises(UsageError, match="is a MT19937, which cannot be cut into parts; use PCG64"):
+        trainer(None, 2, model=model).step(X[:8], Y[:8])
 
 
 def test_evaluation_and_prediction_are_dealt_out():
@@ -424,6 +452,18 @@ def test_processes_with_other_settings_are_refused(name, options):
         fake_processes.run(2, fit)
 
 
+def test_options_that_are_objects_do_not_differ_by_their_addresses():
+    def shifted(output, target, shift):
+        return ops.cross_entropy(shift(output), target)
+
+    def fit(processes):
+        loss = loss_named(shifted, shift=lambda x: x)  # another object in each process
+        model = network(seed=0)
+        return Trainer(model, optim.SGD(model.parameters(), 0.05), loss, parallel=processes).fit((X, Y))
+
+    assert len(fake_processes.run(2, fit)) == 2
+
+
 def test_only_the_first_process_tells():
     told = []
 
@@ -435,6 +475,7 @@ def test_only_the_first_process_tells():
 
     fake_processes.run(2, fit)
     assert told == [0]
+    assert repr(ALONE) == "Processes(rank=0, size=1)"
 
 
 def test_more_processes_than_parts_are_refused():

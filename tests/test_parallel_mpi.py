@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import kill_ranks
@@ -110,6 +111,30 @@ def test_an_exception_in_one_process_ends_all() -> None:
     assert found.code == 1
     assert "rank 1: Traceback (most recent call last):" in found.err
     assert found.err.count("KeyError: 'lost'") == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "says"),
+    [
+        ("cannot load MPI library\nlibmpi.so: cannot open: No such file\na.so: No such file", "finds no MPI library"),
+        (
+            "cannot load MPI library\nlibmpi.so: wrong ELF class",
+            "cannot load an MPI library (cannot load MPI",
+        ),
+    ],
+)
+def test_without_an_mpi_library_it_says_so(monkeypatch: pytest.MonkeyPatch, reason: str, says: str) -> None:
+    class Broken(types.ModuleType):
+        rc = types.SimpleNamespace()
+
+        def __getattr__(self, name: str) -> object:
+            raise RuntimeError(reason) if name == "MPI" else AttributeError(name)
+
+    monkeypatch.setitem(sys.modules, "mpi4py", Broken("mpi4py"))
+    monkeypatch.delitem(sys.modules, "mpi4py.MPI", raising=False)
+    found = mpi_status()
+    assert not found["usable"]
+    assert found["detail"].startswith(f"mpi4py {says}")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell how much of a pipe is unread")

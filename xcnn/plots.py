@@ -326,7 +326,8 @@ def search(result: Search, path: str | Path, title: str = "") -> Path:
         elif variable.log:
             axes.set_xscale("log")
             if variable.high < 100 * variable.low:  # otherwise powers of ten are enough
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                subs = (1, 2, 5) if variable.high > 10 * variable.low else range(1, 10)
+                axes.xaxis.set_major_locator(LogLocator(subs=subs))
                 axes.xaxis.set_major_formatter("{x:g}")
                 axes.xaxis.set_minor_formatter("")
         elif isinstance(variable.low, int):

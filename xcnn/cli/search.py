@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from xcnn import plots
-from xcnn.cli._console import Bar, in_flags, note, percent, print_json, print_table, program, use_threads
+from xcnn.cli._console import Bar, in_flags, note, percent, print_json, print_line, print_table, program, use_threads
 from xcnn.cli.train import Flags, given
 from xcnn.errors import UsageError, XcnnError
 from xcnn.runs import Config, Reporter, Search, Trial
@@ -169,11 +169,12 @@ def _print(found: Search, settings: Config) -> None:
         )
         for one in found.ranking[:_SHOWN]
     ]
-    columns = ("trial", monitor.replace("_", " "), "epoch", *names, "time")
-    print_table(*columns, rows=rows, right=("trial", columns[1], "epoch", "time"), title=f"{settings.title}: {title}")
-    best = found.best
+    best, title = found.best, f"{settings.title}: {title}"
     if best is None:
+        print_line(title)
         return
+    columns = ("trial", monitor.replace("_", " "), "epoch", *names, "time")
+    print_table(*columns, rows=rows, right=("trial", columns[1], "epoch", "time"), title=title)
     table = [("folder", f"{best.folder}/")]
     if best.test_accuracy is not None:
         table = [("test accuracy", percent(best.test_accuracy)), ("test loss", f"{best.test_loss:.4f}"), *table]

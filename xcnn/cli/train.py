@@ -101,6 +101,8 @@ def train(
 ) -> int:
     """Train a network, test it, and write a folder with all results.
 
+    Started by mpiexec or srun, several processes train one network together; see --accumulate.
+
     Parameters
     ----------
     out

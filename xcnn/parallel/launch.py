@@ -117,7 +117,10 @@ def loaded() -> Any:
         missing = "mpi4py is not installed" if error.name == "mpi4py" else f"mpi4py cannot be used ({_line(error)})"
         raise DeviceError(f"MPI: {missing}; {INSTALL}") from None
     except (RuntimeError, OSError) as error:
-        raise DeviceError(f"MPI: mpi4py cannot load an MPI library ({_line(error)}); {INSTALL}") from None
+        _, *tried = str(error).splitlines() or [""]  # a line for each name under which the library may be
+        absent = bool(tried) and all("No such file" in line for line in tried)
+        what = "finds no MPI library" if absent else f"cannot load an MPI library ({_line(error)})"
+        raise DeviceError(f"MPI: mpi4py {what}; {INSTALL}") from None
     return MPI
 
 

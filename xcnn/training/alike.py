@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from xcnn._array import is_array
 from xcnn.errors import UsageError
 from xcnn.machine import machine
 from xcnn.training.processes import Processes
@@ -21,7 +22,8 @@ def check_alike(processes: Processes, facts: dict[str, Any], tell: Callable[[str
     Parameters
     ----------
     processes : the processes, which all call this.
-    facts : what must be the same, as JSON values by their names in errors. The versions of libraries are added.
+    facts : what must be the same, as JSON values by their names in errors. Of what is no JSON value and no array, such
+        as a function, the type is compared. The versions of libraries are added.
     tell : called if the processors differ, as results then depend on which of them computes a part.
 
     Raises
@@ -30,7 +32,7 @@ def check_alike(processes: Processes, facts: dict[str, Any], tell: Callable[[str
         In all processes, with the first fact that differs.
     """
     here = machine()
-    text = json.dumps({"processor": here["cpu"], "versions": here["versions"], **facts}, default=str)
+    text = json.dumps({"processor": here["cpu"], "versions": here["versions"], **facts}, default=_plain)
     said = [json.loads(one) for one in processes.gather_bytes(text.encode())]
     processors = {one.pop("processor") for one in said}
     if len(processors) > 1:
@@ -40,3 +42,8 @@ def check_alike(processes: Processes, facts: dict[str, Any], tell: Callable[[str
             if other[name] != fact:
                 these = _FIXES.get(name, f": {other[name]} and {fact}")
                 raise UsageError(f"fit: the processes {rank} and 0 differ in their {name}{these}")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value for JSON. The text of an object may hold its address, which differs among processes."""
+    return value.tolist() if is_array(value) else type(value).__name__

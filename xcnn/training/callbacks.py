@@ -220,8 +220,8 @@ class KeepBest(_Monitor):
     monitor : such as `"val_loss"`, `"val_accuracy"`, or `"val_iou"` for one of the trainer's `metrics`.
     mode : `"min"` if smaller is better, `"max"` if larger is. It can be left out for names that end in `loss`,
         `accuracy`, `iou` or `r2`.
-    save : called with the record of each epoch that is the best so far, while the model holds the weights to save; see
-        `xcnn.runs.save_checkpoint`. None keeps them in memory, for `restore`.
+    save : called with the record of each epoch that is the best so far, while the model holds the weights to save, in
+        the first of several processes; see `xcnn.runs.save_checkpoint`. None keeps them in memory, for `restore`.
 
     Attributes
     ----------

@@ -29,7 +29,9 @@ def look(numbers: Sequence[Any], gradients: Sequence[Array | None] = ()) -> tupl
     counts below 2**24 each; a Python number; or None, which stays None.
     """
     loss, there = numbers[0], [array for array in gradients if array is not None]
-    first = there[0] if there and on_host(loss) else loss  # all gradients are on one device
+    first = loss
+    if on_host(loss):  # all others are on one device
+        first = next(iter(there or [one for one in numbers if one is not None and not on_host(one)]), loss)
     if on_host(first):
         # The fastest sum that NumPy has; it may overflow.
         finite = all(math.isfinite(np.vdot(array, array)) or not _nan_or_inf(array) for array in there)

@@ -372,7 +372,7 @@ def loss_named(loss: str | Loss | Callable[..., Any], **options: Any) -> Loss:
         if not callable(loss):
             raise UsageError(f"loss must be a name, a Loss or a function (output, target), got {loss!r}")
         loss = next((one for one in LOSSES.values() if one.function is loss), Loss(loss))
-    if wrong := wrong_call(name, loss.function, (None, None), options):
+    if wrong := wrong_call(name, loss.function, (None, None), {**loss.options, **options}):
         raise wrong
     if options.get("reduction", "mean") != "mean":
         raise UsageError(f"{name}: reduction must be 'mean' for training, got {options['reduction']!r}")

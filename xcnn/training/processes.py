@@ -44,6 +44,9 @@ class Processes:
     local_rank: int = 0
     waited: float = 0.0
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(rank={self.rank}, size={self.size})"
+
     def exchange(self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0) -> Done:
         """Begin to send arrays to other processes and to receive arrays from them.
 

@@ -130,7 +130,8 @@ class Step:
             figures, classes = self._in_parts(batch, count)
             gradients = [p.grad for p in parameters]
             first = _total(figures[3::4])  # not a loss, as that of no answers is NaN
-            first = first if on_host(first) else namespace_of(first).astype(first, figures[0].dtype)
+            if not (on_host(first) or on_host(figures[0])):
+                first = namespace_of(first).astype(first, figures[0].dtype)
             (_, *seen), finite = look([first, *figures], gradients)
             value = _mean(seen[::4], seen[3::4])
         if not (math.isfinite(value) and finite):

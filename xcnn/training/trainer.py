@@ -252,7 +252,8 @@ class Trainer:
     def step(self, x: Any, y: Any) -> float:
         """Train on one batch and return its loss before the update.
 
-        The result does not depend on the number of threads.
+        The result does not depend on the number of threads. Several processes pass the same batch, of which each
+        computes its parts.
 
         Parameters
         ----------
