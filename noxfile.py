@@ -38,6 +38,7 @@ ONCE = (
     "onnx_hostile",
     "onnx_load",
     "parallel_mpi",
+    "search",
     "data_download",
     "data_files",
     "data_folder",

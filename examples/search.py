@@ -1,6 +1,6 @@
 """What the report asks for next, answered on MNIST: tuned hyper-parameters, regularisation and deeper networks.
 
-    python examples/search.py [--data-dir D] [--out searches/report] [--trials 30] [--epochs 4] [--processes 2]
+    python examples/search.py [--data-dir D] [--out searches/report] [--trials 30] [--epochs 4]
 
 Searches for the learning rate, the number of filters, the depth, the weight decay and the dropout of the report's
 network with Optuna (`pip install '.[search,plots]'`), and draws the trials. The same command goes on with a search that
@@ -37,7 +37,6 @@ def run(
     dataset: str = "mnist",
     trials: int = 30,
     epochs: int = 4,
-    processes: int = 1,
 ) -> Search:
     """Search, print what each trial reached and what the best of each depth is, and draw the picture."""
     config = Config(dataset=dataset, data_dir=data_dir, model="report", epochs=epochs, opt="adamw")
@@ -46,7 +45,7 @@ def run(
         if trial.ended:
             print(_line(trial), flush=True)
 
-    found = search(config, VARY, trials, folder, processes=processes, watch=watch)
+    found = search(config, VARY, trials, folder, watch=watch)
     for depth in (1, 2, 3):
         same = [trial for trial in found.ranking if trial.values["model_options.depth"] == depth]
         if same:
@@ -76,17 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("searches/report"), help="folder (default: %(default)s)")
     parser.add_argument("--trials", type=int, default=30, help="number of trials (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=4, help="epochs of a trial (default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=1, help="at the same time (default: %(default)s)")
     arguments = parser.parse_args(argv)
     try:
         plots.check()
-        found = run(
-            arguments.out,
-            arguments.data_dir,
-            trials=arguments.trials,
-            epochs=arguments.epochs,
-            processes=arguments.processes,
-        )
+        found = run(arguments.out, arguments.data_dir, trials=arguments.trials, epochs=arguments.epochs)
     except XcnnError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

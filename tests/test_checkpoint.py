@@ -149,3 +149,11 @@ def test_a_full_disk_leaves_the_old_file(saved, tmp_path):
         signal.signal(signal.SIGXFSZ, ignored)
     assert path.read_bytes() == original
     assert [file.name for file in tmp_path.iterdir()] == ["best.safetensors"]
+
+
+@pytest.mark.parametrize("options", [{"seed": 1}, {"name": "os:system"}, {"filters": 10**9}, {"filtrs": 2}, [1], "x"])
+def test_options_of_the_network_that_a_file_claims_must_make_sense(checkpoint, options):
+    found = load_checkpoint(checkpoint)
+    found = dataclasses.replace(found, model="report", structure=None, config={"model_options": options})
+    with pytest.raises((CheckpointError, UsageError)):
+        found.build()

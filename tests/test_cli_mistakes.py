@@ -63,7 +63,6 @@ SEARCH = ["search", "--out", "x", "--vary", "lr=0.1..1"]
         (["search", "--out", "x", "--vary", "lr"], 2, "--vary: expected NAME=LOW..HIGH, "),
         (["search", "--out", "x", "--vary", "lr=0..1"], 2, "--vary: lr must be a number in (0, inf), got 0.0"),
         ([*SEARCH, "--trials", "0"], 2, "--trials must be an integer of at least 1, got 0"),
-        ([*SEARCH, "--processes", "0"], 2, "--processes must be an integer of at least 1, got 0"),
         ([*SEARCH, "--epochs", "0"], 2, "--epochs must be an integer from 1"),
         ([*SEARCH, "--range", "lr=0.1..1"], 2, "xcnn search has no flag --range; see xcnn search --help"),
         (["trian"], 2, 'Unknown command "trian". Did you mean "train"?'),

@@ -13,7 +13,7 @@ from fake_processes import alike
 from PIL import Image
 
 from xcnn import data, nn, ops, optim, runs
-from xcnn.errors import DivergedError, UsageError
+from xcnn.errors import DataError, DivergedError, UsageError
 from xcnn.runs import Config, recorded_settings
 from xcnn.runs.checkpoint import BEST, read_checkpoint
 from xcnn.training import Callback, EarlyStopping, HistoryFile, KeepBest, Trainer, loss_named
@@ -479,7 +479,7 @@ def test_only_the_first_process_tells():
 
 
 def test_more_processes_than_parts_are_refused():
-    with pytest.raises(UsageError, match=r"^accumulate must be at least the number of processes, 3, got 2$"):
+    with pytest.raises(UsageError, match=r"^accumulate must be at least the number of processes, 3, got 2; start"):
         fake_processes.run(3, lambda one: trained(one, 2, 1))
 
 
@@ -683,3 +683,10 @@ def test_files_and_test_images_are_dealt_out(alone, tmp_path):
         2, lambda one: runs.restore(alone.folder, parallel=one).predict(files[4:5], broken=str)
     )
     assert nothing == [[], []]
+
+    def refused(processes):
+        with pytest.raises(DataError) as caught:
+            runs.restore(alone.folder, parallel=processes).predict(files)
+        return str(caught.value)
+
+    assert {refused(ALONE), *fake_processes.run(3, refused)} == {*broken}

@@ -341,6 +341,19 @@ def test_an_error_of_one_process_ends_all() -> None:
 
 
 @needs_mpi
+def test_sigterm_ends_a_command_that_waits_for_a_process_that_never_comes(tmp_path: Path) -> None:
+    never = "if '1' in (os.environ.get('PMI_RANK'), os.environ.get('OMPI_COMM_WORLD_RANK')): sys.exit(3)\n"
+    ready = f"open({str(tmp_path / 'ready')!r}, 'w')\n"
+    begun = ranks.start(2, "-c", f"import os, sys\n{never}from xcnn.cli import main\n{ready}sys.exit(main(['models']))")
+    deadline = time.monotonic() + ranks.LONGEST
+    while not (tmp_path / "ready").exists() and begun.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)  # until it waits; it also ends if it does not yet
+    begun.terminate()
+    assert ranks.wait(begun).code != 0
+
+
+@needs_mpi
 def test_without_mpi4py_one_sentence_says_what_to_install() -> None:
     found = xcnn("models", before="import sys; sys.modules['mpi4py'] = None\n")
     assert found.code == 2
@@ -352,10 +365,11 @@ def test_the_devices_tell_of_mpi() -> None:
     name, usable, text = _mpi()
     assert (name, usable) == ("mpi", "yes")
     assert re.fullmatch(r"\S.* [\d.]+, mpi4py [\d.]+; start with \S*mpiexec -n 2 xcnn train \.\.\.", text)
-    found = program("from xcnn.cli.devices import _mpi; print(p.rank, _mpi()[2])")
-    one, other = sorted(found.out.splitlines())
-    assert re.fullmatch(r"0 \S.* [\d.]+, mpi4py [\d.]+; process 0 of 2 of mpiexec of (Open MPI|MPICH)", one)
-    assert "; process 1 of 2 of " in other
+    tell = "from xcnn.cli.devices import _mpi; told = p.gather_bytes(_mpi()[2].encode())\n"
+    found = program(tell + "if p.rank == 0: print(*(text.decode() for text in told), sep='\\n')")
+    one, other = found.out.splitlines()
+    assert re.fullmatch(r"\S.* [\d.]+, mpi4py [\d.]+; process 0 of 2 of mpiexec of (Open MPI|MPICH)", one)
+    assert other == one.replace("process 0", "process 1")
 
 
 @needs_mpi

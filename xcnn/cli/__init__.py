@@ -146,9 +146,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     try:
+        # Before anything that can fail in one of them alone. It waits for all, and SIGTERM, which Python would only
+        # handle afterwards, must end it.
+        together = processes()
         # xcnn reports overflow and invalid numbers itself.
         with np.errstate(all="ignore"), terminable(), COMPILATION.announced(lambda: note(COMPILING)):
-            together = processes()  # before anything that can fail in one of them alone
             if getattr(sys, "stdout", None) is None:  # refused before anything is computed
                 raise OutputError(ValueError("it is closed"))
             _refuse_several(tokens, together.size)

@@ -30,7 +30,6 @@ def search(
     trials: int = 30,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     prune: Annotated[bool, Parameter(negative="--no-prune", show_default=False)] = True,
-    processes: int = 1,
     config: Path | None = None,
     threads: int | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
@@ -38,7 +37,8 @@ def search(
     """Search for good settings: train with many, chosen by Optuna from the results so far, and test the best.
 
     The trials are compared by the best --monitor on held-out images. The test images are read once, for the best trial.
-    A search that was interrupted goes on when the same command is started again, or one with more --trials.
+    A search that was interrupted goes on when the same command is started again, or one with more --trials. Several
+    processes may run the same command at once: they share the trials; give each its part of the --threads.
 
     Parameters
     ----------
@@ -51,12 +51,10 @@ def search(
         folder of the search: a folder per trial, a table (trials.csv) and a picture (search.png).
     prune
         end a trial after an epoch in which it is worse than the median of the others; the default.
-    processes
-        number of processes that train at the same time, each with its share of the threads.
     config
         file with the settings that are not given here: JSON, such as the `config.json` of a run, or TOML.
     threads
-        number of threads in all; by default all cores that the process may use. No result depends on it.
+        number of threads; by default all cores that the process may use. No result depends on it.
     json
         print JSON lines on stdout, one per trial and a last one with the best.
     """
@@ -67,8 +65,7 @@ def search(
         raise UsageError("vary is missing: name a setting and its values, such as lr=1e-4..1e-1:log", setting="vary")
     use_threads(threads)
     report = _Report(trials, settings)
-    callbacks = [report] if processes == 1 else []
-    found = run_search(settings, vary, trials, out, callbacks, prune=prune, processes=processes, watch=report.watch)
+    found = run_search(settings, vary, trials, out, [report], prune=prune, watch=report.watch)
     _draw(found, settings)
     useless = not found.interrupted and found.best is None
     if found.interrupted:

@@ -158,7 +158,7 @@ class Checkpoint:
         # Without drawing weights: a hostile file must not cause large allocations before the shapes are compared.
         with making_sense("the checkpoint"):
             options = dict(self.config.get("model_options") or {})
-        network = models.build(self.model, self.shape, len(self.classes), seed=None, **options)
+        network = models.build(self.model, self.shape, len(self.classes), None, **options)
         ours = shapes(network)
         names, in_order = fitting(shapes(self.state), ours)
         if in_order:

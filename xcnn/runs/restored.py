@@ -179,9 +179,9 @@ class Restored:
             try:
                 pixels = read_image(files[k], shape, **options)
             except DataError as error:
-                if broken is None:
-                    raise
                 faults.append(str(error))
+                if broken is None:
+                    break
             else:
                 read.append(k)
                 images.append(to_float((255 - pixels if invert else pixels)[None])[0])
@@ -190,9 +190,10 @@ class Restored:
             read, faults = (list(itertools.chain.from_iterable(parts)) for parts in zip(*said, strict=True))
             rows = self.parallel.gather_rows(np.stack(images) if images else None)
             images = [] if rows is None else list(rows)
-        for fault in faults:
-            if broken is not None:
-                broken(DataError(fault))
+        for fault in faults:  # in all processes alike
+            if broken is None:
+                raise DataError(fault)
+            broken(DataError(fault))
         return [files[k] for k in read], images
 
 

@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from xcnn.runs.settings import SETTINGS, Config, plain
 from xcnn.runs.vary import Variable, with_values
 from xcnn.training import Callback, Trainer
 
-__all__ = ["POLL", "Search", "Study", "Trial"]
+__all__ = ["Search", "Study", "Trial"]
 
 _JOURNAL, _TABLE, _LOCK, _TRIAL_LOCK = "journal.jsonl", "trials.csv", ".lock", ".trial.lock"
 
@@ -52,9 +52,12 @@ _NAME = "xcnn"
 _MISTAKES = 3
 """The number of trials with mistakes in their settings after which a search without any other ends."""
 
+_ENDED = ("complete", "pruned", "failed")
+_STATES = (*_ENDED, "running", "interrupted")
+
 _PRUNED = "worse than the median of the earlier trials"
 
-POLL = 0.2
+_POLL = 0.2
 """Seconds between two looks at what other processes do."""
 
 
@@ -88,10 +91,17 @@ class Trial:
     test_loss: float | None = None
     test_accuracy: float | None = None
 
+    def __post_init__(self) -> None:
+        measured = [self.epoch, self.epochs, self.seconds, *([] if self.value is None else [self.value])]
+        tested = [one for one in (self.test_loss, self.test_accuracy) if one is not None]
+        numbers = all(type(one) in (int, float) for one in measured + tested) and all(map(math.isfinite, measured))
+        if not numbers or self.state not in _STATES or not isinstance(self.note, str):
+            raise ValueError(f"trial {self.number} has no valid result")  # such as from a damaged journal
+
     @property
     def ended(self) -> bool:
         """Whether nothing is left to train."""
-        return self.state in ("complete", "pruned", "failed")
+        return self.state in _ENDED
 
 
 @dataclass(frozen=True)
@@ -167,6 +177,13 @@ class _Lock:
         self.release()
 
 
+def _no_link(path: Path) -> Path:
+    """Refuse a path that leads to where a search must neither write nor remove anything."""
+    if path.is_symlink():
+        raise CheckpointError(f"{path} is a link, which a search does not follow; remove it")
+    return path
+
+
 def _mend(path: Path) -> None:
     """Cut off a last line without its end."""
     if not path.exists() or not path.stat().st_size:
@@ -210,7 +227,8 @@ class Study:
     def _open(self) -> None:
         storages, path = self.optuna.storages, self.folder / _JOURNAL
         try:
-            with self.lock, making_sense(f"the search {path}"):
+            _no_link(path)
+            with self.lock, self.reading():
                 sweep(self.folder)
                 self.storage = storages.JournalStorage(storages.journal.JournalFileBackend(str(path), self.lock))
                 named = {"storage": self.storage, "study_name": _NAME, "load_if_exists": True}
@@ -222,8 +240,6 @@ class Study:
                     self._compare(recorded)
         except OSError as error:
             raise WriteError(f"cannot write into {self.folder}: {error.strerror or error}") from None
-        except AssertionError as error:  # of Optuna
-            raise CheckpointError(f"the search {path}: the state is invalid: {error}") from None
 
     def _create(self, **options: Any) -> Any:
         direction = "maximize" if self.config.monitor.endswith("accuracy") else "minimize"
@@ -252,18 +268,37 @@ class Study:
 
     def trials(self) -> tuple[Trial, ...]:
         """Return all trials in their order."""
-        tests = self.study.user_attrs
-        with making_sense(f"the search {self.folder / _JOURNAL}"):
-            return tuple(
-                Trial(
-                    one.number,
-                    dict(one.params),
-                    self.trial_folder(one.number),
-                    **(one.user_attrs["result"] if one.state.is_finished() else {}),
-                    **tests.get(f"test of trial {one.number}", {}),
-                )
-                for one in self.study.get_trials(deepcopy=False)
-            )
+        with self.reading():
+            tests, found = self.study.user_attrs, list[Trial]()
+            for one in self.study.get_trials(deepcopy=False):
+                result = one.user_attrs["result"] if one.state.is_finished() else {}
+                tested = tests.get(f"test of trial {one.number}", {})
+                found.append(Trial(one.number, dict(one.params), self.trial_folder(one.number), **result, **tested))
+                reports = [*one.intermediate_values, *one.intermediate_values.values()]
+                if found[-1].ended != one.state.is_finished() or not all(type(x) in (int, float) for x in reports):
+                    raise ValueError(f"trial {one.number} has no valid state")
+                self.values(one.number, one.params)
+            return tuple(found)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Turn any error of Optuna that a journal causes that makes no sense into a CheckpointError."""
+        who = f"the search {self.folder / _JOURNAL}"
+        try:
+            with making_sense(who):
+                yield
+        except AssertionError as error:
+            raise CheckpointError(f"{who}: the state is invalid: {error}") from None
+
+    def values(self, number: int, drawn: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of a trial, after checking that what the journal says is among what is varied."""
+        who = f"the search {self.folder / _JOURNAL}: trial {number}"
+        if drawn.keys() != self.variables.keys():
+            raise CheckpointError(f"{who} has values for other settings")
+        try:
+            return {name: one.value(drawn[name]) for name, one in self.variables.items()}
+        except UsageError as error:
+            raise CheckpointError(f"{who}: {error}") from None
 
     def result(self, code: int = 0) -> Search:
         """Return the search so far."""
@@ -278,7 +313,7 @@ class Study:
 
     def trial_folder(self, number: int) -> Path:
         """Return the folder of a trial."""
-        return self.folder / f"trial-{number:04d}"
+        return _no_link(self.folder / f"trial-{number:04d}")
 
     def _hold(self, number: int) -> contextlib.ExitStack | None:
         """Take the lock of a trial; None if another process holds it."""
@@ -292,7 +327,7 @@ class Study:
 
     def claim(self, most: int) -> tuple[int, contextlib.ExitStack] | None:
         """Take an interrupted trial or begin a new one; return its number and its lock, or None if none is left."""
-        with self.lock:
+        with self.lock, self.reading():
             known = self.study.get_trials(deepcopy=False)
             for one in known:
                 if not one.state.is_finished() and (held := self._hold(one.number)) is not None:
@@ -329,7 +364,7 @@ class Study:
                     for one in callbacks:
                         if isinstance(one, Reporter):
                             one.on_note(f"waiting for other processes, which work on trial {', '.join(left)}")
-                time.sleep(POLL)  # one that ends early leaves its trial to this process
+                time.sleep(_POLL)  # one that ends early leaves its trial to this process
                 continue
             number, held = claimed
             with held:
@@ -341,13 +376,14 @@ class Study:
 
     def _run(self, number: int, callbacks: Sequence[Callback]) -> int:
         """Train a trial and record its result; return the exit code of a signal, or 0."""
-        study_id = self.storage.get_study_id_from_name(_NAME)
-        trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
-        trial, states = self.optuna.trial.Trial(self.study, trial_id), self.optuna.trial.TrialState
-        reported = set(self.storage.get_trial(trial_id).intermediate_values)
-        reports, folder = _Reports(trial, reported, self.config.monitor), self.trial_folder(number)
+        states, folder = self.optuna.trial.TrialState, self.trial_folder(number)
+        with self.reading():
+            study_id = self.storage.get_study_id_from_name(_NAME)
+            trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+            trial, known = self.optuna.trial.Trial(self.study, trial_id), self.storage.get_trial(trial_id)
+            reports = _Reports(trial, set(known.intermediate_values), self.config.monitor)
         try:
-            config = self.settings_of(number)
+            config = with_values(self.config, self.values(number, known.params))
             result = train(config, folder, [reports, *callbacks], resume=holds_run(folder), test=False)
         except XcnnError as error:
             burst, ended = isinstance(error, DivergedError | OutOfMemoryError), [one.state for one in self.trials()]
@@ -360,26 +396,8 @@ class Study:
         if result.interrupted:
             return result.interrupted
         record = self._record(result)
-        if record["value"] is None:
-            self._end(
-                number, trial, states.PRUNED, {**record, "state": "failed", "note": "no epoch has a finite value"}
-            )
-        elif record["state"] == "pruned":
-            self._end(number, trial, states.PRUNED, record)
-        else:
-            self._end(number, trial, states.COMPLETE, record)
+        self._end(number, trial, states.COMPLETE if record["state"] == "complete" else states.PRUNED, record)
         return 0
-
-    def settings_of(self, number: int) -> Config:
-        """Return the settings of a trial, after checking that what the journal says is among what is varied."""
-        drawn, path = self.study.get_trials(deepcopy=False)[number].params, self.folder / _JOURNAL
-        if drawn.keys() != self.variables.keys():
-            raise CheckpointError(f"the search {path}: trial {number} has values for other settings")
-        try:
-            values = {name: one.value(drawn[name]) for name, one in self.variables.items()}
-        except UsageError as error:
-            raise CheckpointError(f"the search {path}: trial {number}: {error}") from None
-        return with_values(self.config, values)
 
     def _record(self, result: Result) -> dict[str, Any]:
         """Return the fields of the `Trial`."""
@@ -388,20 +406,23 @@ class Study:
             (sign * record[monitor], record["epoch"]) for record in result.history if math.isfinite(record[monitor])
         ]
         best, epoch = min(values, default=(None, 0))
+        state, note = "pruned" if result.note == _PRUNED else "complete", result.note
+        if best is None:
+            state, note = "failed", "no epoch has a finite value"
         return {
-            "state": "pruned" if result.note == _PRUNED else "complete",
+            "state": state,
             "value": None if best is None else sign * best,
             "epoch": epoch,
             "epochs": len(result.history),
             "seconds": sum(record["seconds"] for record in result.history),
-            "note": result.note,
+            "note": note,
         }
 
     def _end(self, number: int, trial: Any, state: Any, record: Mapping[str, Any]) -> None:
         """Record the end of a trial."""
         value = record.get("value") if state == self.optuna.trial.TrialState.COMPLETE else None
-        trial.set_user_attr("result", dict(record))
-        with self.lock:
+        with self.lock, self.reading():
+            trial.set_user_attr("result", dict(record))
             self.study.tell(number, value, state=state)
             self.write_table()
             found = self.result()
@@ -430,7 +451,7 @@ class Study:
                 return
             if best is None or best.test_loss is not None:
                 return
-            result = train(self.settings_of(best.number), best.folder, resume=True)
+            result = train(with_values(self.config, self.values(best.number, best.values)), best.folder, resume=True)
             if result.interrupted:
                 raise SystemExit(result.interrupted)
             tested = {"test_loss": result.test_loss, "test_accuracy": result.test_accuracy}

@@ -238,7 +238,8 @@ class Trainer:
         parts = self.parallel.size if accumulate is None else integer("Trainer", "accumulate", accumulate)
         if parts < self.parallel.size:
             raise UsageError(
-                f"accumulate must be at least the number of processes, {self.parallel.size}, got {parts}",
+                f"accumulate must be at least the number of processes, {self.parallel.size}, got {parts}; start "
+                "fewer, or raise it, which changes the results",
                 setting="accumulate",
             )
         self.accumulate, cut = parts, Cut(parts, self.parallel)
