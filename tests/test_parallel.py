@@ -635,6 +635,13 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
     assert all(same(result, alone) for result in found)
 
 
+def test_too_few_parts_are_refused_before_a_folder_is_made(tmp_path):
+    config = dataclasses.replace(CONFIG, accumulate=2)
+    with pytest.raises(UsageError, match="accumulate must be at least the number of processes, 3, got 2"):
+        fake_processes.run(3, lambda one: runs.train(config, tmp_path / "run", parallel=one))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_number_of_processes_is_recorded_as_the_number_of_parts(tmp_path):
     config = dataclasses.replace(CONFIG, epochs=1, accumulate=None)
     fake_processes.run(2, lambda one: runs.train(config, tmp_path / "two", parallel=one))

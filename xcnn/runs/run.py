@@ -56,6 +56,7 @@ from xcnn.training import (
 )
 from xcnn.training.evaluation import evaluate
 from xcnn.training.feed import Feed
+from xcnn.training.parts import Cut
 from xcnn.training.processes import ALONE, Processes
 
 __all__ = ["Result", "train"]
@@ -148,6 +149,7 @@ def train(
         changes(recorded, config)  # before a data set is loaded
         require_images(config.data_dir)
     config = replace(config, accumulate=parts if config.accumulate is None else config.accumulate)
+    Cut(config.accumulate or 1, parallel)  # before the folder of the run is made
     run = _Run(config, callbacks, beginning(config, where if resume else None), parallel)
     if not resume:
         run.begin()

@@ -51,10 +51,24 @@ class Parts:
 
 @dataclass(frozen=True)
 class Cut:
-    """How batches are cut: n samples into min(most, n) parts, of which part p of P begins with sample p * n // P."""
+    """How batches are cut: n samples into min(most, n) parts, of which part p of P begins with sample p * n // P.
+
+    Raises
+    ------
+    UsageError
+        If there are more processes than parts.
+    """
 
     most: int = 1
     processes: Processes = field(default_factory=Processes)
+
+    def __post_init__(self) -> None:
+        if self.most < self.processes.size:
+            raise UsageError(
+                f"accumulate must be at least the number of processes, {self.processes.size}, got {self.most}; start "
+                "fewer, or raise it, which changes the results",
+                setting="accumulate",
+            )
 
     @property
     def whole(self) -> bool:

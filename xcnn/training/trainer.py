@@ -236,12 +236,6 @@ class Trainer:
         self.parallel = Processes() if parallel is None else parallel
         self.tell = tell if self.parallel.rank == 0 else _not_told
         parts = self.parallel.size if accumulate is None else integer("Trainer", "accumulate", accumulate)
-        if parts < self.parallel.size:
-            raise UsageError(
-                f"accumulate must be at least the number of processes, {self.parallel.size}, got {parts}; start "
-                "fewer, or raise it, which changes the results",
-                setting="accumulate",
-            )
         self.accumulate, cut = parts, Cut(parts, self.parallel)
         sync = flag("Trainer", "sync_batch_norm", sync_batch_norm)
         self._step = Step(model, optimizer, self.loss, self.device, schedule, clip_norm, clip_value, cut, sync)
