@@ -308,6 +308,32 @@ def norm(rng: Rng, exact: bool) -> BodyCall:
     return BodyCall((*arguments, activation), 4, activation=jumps(7, activation))
 
 
+def _batch(rng: Rng) -> tuple[np.ndarray, View]:
+    """Draw a batch of maps, and how batch norm views it."""
+    n, c, size = (integer(rng, 1, most) for most in one(rng, (40, 64, 20), (4, 150, 900), (60, 3, 3)))
+    x = one(rng, 0.0, 0.0, 30.0) + one(rng, 1.0, 5.0) * rng.standard_normal((n, c, size))
+    return x, View((n, c, size), (0, 2), (1, c, 1))
+
+
+def moments(rng: Rng, exact: bool) -> BodyCall:
+    return BodyCall(_batch(rng), -1)
+
+
+def norm_gradient(rng: Rng, exact: bool) -> BodyCall:
+    x, view = _batch(rng)
+    z, of = 4 * rng.standard_normal(x.shape), (x.shape[1],)
+    activation, y = one(
+        rng,
+        (None, None),
+        (("relu",), np.maximum(z, 0)),
+        (("relu6",), np.clip(z, 0, 6)),
+        (("sigmoid",), 1 / (1 + np.exp(-z))),
+    )
+    mean, shift, slope, weight = (rng.standard_normal(of) for _ in range(4))
+    rstd = rng.uniform(0.3, 2, of)
+    return BodyCall((x, rng.standard_normal(x.shape), y, weight, mean, rstd, shift, slope, view, activation), -1)
+
+
 def norm_inference(rng: Rng, exact: bool) -> BodyCall:
     shape = (integer(rng, 1, 40), integer(rng, 1, 100), *shape_of(rng, 3, 100)[: integer(rng, 0, 3)])
     norm = None
@@ -444,6 +470,8 @@ CALLS: dict[str, Callable[[Rng, bool], BodyCall]] = {
     "log_softmax": softmax,
     "cross_entropy": cross_entropy,
     "norm": norm,
+    "moments": moments,
+    "norm_gradient": norm_gradient,
     "norm_inference": norm_inference,
     "running_statistics": running_statistics,
     "global_max": global_max,

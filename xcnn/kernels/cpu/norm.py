@@ -290,6 +290,7 @@ def norm_gradient(
         return NotImplemented
     layout, dtype, source, above = _layout(view.shape, view.axes, x.itemsize), x.dtype, plain(x), plain(dy)
     low, high, limited = _ends(activation)
+    y = None if y is None else plain(y)
     if activation is not None and not limited:
         above, given, sloped = np.empty(x.shape, dtype), above, sloping(activation, dtype.itemsize)
         assert sloped is not None, "there is an activation"
