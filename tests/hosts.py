@@ -160,7 +160,7 @@ def measure(network: str, batch: int, steps: int, against: str, folder: str) -> 
     gradients = prediction.gradients(case.network(), case.shape)
     sizes = [size for _, size in prediction.buckets(gradients, bucket)]
     usual = sum(size * size for size in sizes) // sum(sizes)  # the bucket of a byte, on average
-    link = prediction.measure(together, usual // together.size, 20)
+    link = prediction.measure(together, usual // together.size, len(sizes), 20)
     figures = 4 if list(trainer.model.named_buffers()) else 2
     work = prediction.Work(batch, 0.0, computing / part.batch, gradients, figures=figures)
     facts |= {"nbytes": sum(sizes), "link": asdict(link)}

@@ -130,7 +130,7 @@ def test_gradients_come_from_the_last_layer_to_the_first():
 
 
 def test_a_link_is_measured_between_processes():
-    found = run(3, lambda processes: measure(processes, 1 << 12, 4))
+    found = run(3, lambda processes: measure(processes, 1 << 12, 2, 4))
     assert found[0] == found[1] == found[2]
     assert found[0].latency >= 0
     assert found[0].message >= 0

@@ -198,7 +198,7 @@ def efficiency(work: Work, link: Link, ranks: int, bucket: int, way: str = "dire
     return alone / step(work, link, ranks, bucket, way).seconds / ranks
 
 
-def measure(processes: Processes, nbytes: int = 1 << 20, repeats: int = 30) -> Link:
+def measure(processes: Processes, nbytes: int = 1 << 20, count: int = 1, repeats: int = 30) -> Link:
     """Return the link between the processes of this launch, which all call this; there must be several.
 
     Time steps before: many small messages at once, with which this ends, make a connection of TCP slower for a while.
@@ -207,6 +207,7 @@ def measure(processes: Processes, nbytes: int = 1 << 20, repeats: int = 30) -> L
     ----------
     processes : the processes.
     nbytes : size of the arrays that are sent to each other process, and of those that are added.
+    count : how many of them are under way at once, as the buckets of a step may be.
     repeats : of each measurement, of which the median counts.
     """
     rank, size = processes.rank, processes.size
@@ -234,14 +235,15 @@ def measure(processes: Processes, nbytes: int = 1 << 20, repeats: int = 30) -> L
         processes.wait(processes.exchange([(after, sent)], [(before, room)]))
         processes.wait(processes.exchange([(before, sent)], [(after, room)]))
 
-    few, many, both = max(3, repeats // 4), 64, 2 * nbytes * len(others)
-    round_trip, large = timed(to_and_fro), timed(exchanged(nbytes // 4), few)
-    spent = timed(exchanged(nbytes // 4), few, time.process_time)
+    few, many, messages = max(3, repeats // 4), 64, count * len(others)
+    both = 2 * nbytes * messages
+    round_trip, large = timed(to_and_fro), timed(exchanged(nbytes // 4, count), few)
+    spent = timed(exchanged(nbytes // 4, count), few, time.process_time)
     one, several = (timed(exchanged(1, count), clock=time.process_time) for count in (1, many))
     message = max(0.0, several - one) / (2 * (many - 1) * len(others))
-    latency, spent = max(0.0, round_trip / 2 - 2 * message), max(0.0, spent - 2 * len(others) * message)
+    latency, spent = max(0.0, round_trip / 2 - 2 * message), max(0.0, spent - 2 * messages * message)
     copying = both / max(spent, 1e-9)
-    bandwidth = both / 2 / max(large - spent - latency - 2 * len(others) * message, 1e-9)
+    bandwidth = both / 2 / max(large - spent - latency - 2 * messages * message, 1e-9)
     arrays = np.ones((max(2, _COLD // nbytes), nbytes // 4), np.float32)  # more than caches hold
 
     def added() -> None:
