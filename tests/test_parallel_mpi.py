@@ -24,6 +24,7 @@ from ranks import needs_mpi
 from xcnn.cli.devices import _mpi
 from xcnn.errors import DtypeError
 from xcnn.parallel import Launch, launch, mpi, mpi_status, processes
+from xcnn.parallel.launch import wait_for_reader
 
 OPEN = """
 import os, sys, time
@@ -142,10 +143,10 @@ def test_a_job_is_not_aborted_before_the_launcher_has_read_the_message() -> None
     out, into = os.pipe()
     os.write(into, b"KeyError")
     threading.Timer(0.2, os.read, (out, 100)).start()
-    mpi._wait_for_reader(into, patience=60)
+    wait_for_reader(into, patience=60)
     assert not select.select([out], [], [], 0)[0]
     os.write(into, b"unread")
-    mpi._wait_for_reader(into, patience=0.01)  # and not for ever
+    wait_for_reader(into, patience=0.01)  # and not for ever
     os.close(out)
     os.close(into)
 

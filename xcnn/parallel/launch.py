@@ -6,8 +6,10 @@ import importlib.metadata
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,11 +25,16 @@ __all__ = [
     "initialised",
     "launch",
     "launch_command",
+    "let_read",
     "library_name",
     "loaded",
     "mpi_status",
     "mpiexec",
+    "wait_for_reader",
 ]
+
+_PAUSE = 5e-3
+"""Seconds between two looks at a pipe."""
 
 INSTALL = "pip install mpi4py mpich"
 """Installs what a computer without MPI lacks; on a cluster, its own MPI takes the place of `mpich`."""
@@ -96,11 +103,35 @@ def launch_command(count: int, *command: str) -> list[str]:
     return [program, *flags, "-n", str(count), *command]
 
 
+def wait_for_reader(file: int, patience: float = 1.0) -> None:
+    """Wait until what was written into a pipe has been read: when a job is aborted, its launcher drops the rest."""
+    try:
+        import fcntl
+        import termios
+    except ImportError:  # Windows
+        return
+    deadline = time.monotonic() + patience
+    while stat.S_ISFIFO(os.fstat(file).st_mode) and any(fcntl.ioctl(file, termios.FIONREAD, bytes(4))):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(_PAUSE)
+    time.sleep(4 * _PAUSE)  # what has been read is still on its way
+
+
+def let_read() -> None:
+    """Wait until the launcher has read what this process has printed."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+            wait_for_reader(stream.fileno())
+
+
 def abort(code: int) -> None:
     """End all processes that MPICH's `mpiexec` has started, without MPI; other launchers may wait for an exit code.
 
     For a process that cannot initialise MPI: the others would wait for it in their initialisation for ever.
     """
+    let_read()
     with contextlib.suppress(KeyError, ValueError, OSError):
         os.write(int(os.environ["PMI_FD"]), b"cmd=abort exitcode=%d\n" % code)  # as MPI_Abort does
 

@@ -4,8 +4,6 @@ import contextlib
 import functools
 import itertools
 import os
-import stat
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
@@ -16,7 +14,7 @@ from xcnn import threads
 from xcnn._check import shown
 from xcnn.errors import DtypeError, XcnnError
 from xcnn.parallel.failure import TAG, end_together, watch
-from xcnn.parallel.launch import initialised, launch, library_name
+from xcnn.parallel.launch import initialised, launch, let_read, library_name
 from xcnn.training.processes import Done, Message, Processes
 
 __all__ = ["MPI", "processes"]
@@ -28,9 +26,6 @@ _MOST_CORES = 4096
 
 _LOOK, _GRACE = 0.5, 3.0
 """Seconds after which a process that waits looks whether the other one has ended, and that it then still waits."""
-
-_PAUSE = 5e-3
-"""Seconds between two looks at a pipe."""
 
 
 class MPI(Processes):
@@ -98,10 +93,7 @@ class MPI(Processes):
 
     def abort(self, code: int) -> NoReturn:
         """End all processes at once."""
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                stream.flush()
-                _wait_for_reader(stream.fileno())
+        let_read()
         self._api.COMM_WORLD.Abort(code)
         os._exit(code)
 
@@ -120,21 +112,6 @@ def processes() -> Processes:
     if launch() is None:
         return Processes()
     return MPI()
-
-
-def _wait_for_reader(file: int, patience: float = 1.0) -> None:
-    """Wait until what was written into a pipe has been read: when a job is aborted, its launcher drops the rest."""
-    try:
-        import fcntl
-        import termios
-    except ImportError:  # Windows
-        return
-    deadline = time.monotonic() + patience
-    while stat.S_ISFIFO(os.fstat(file).st_mode) and any(fcntl.ioctl(file, termios.FIONREAD, bytes(4))):
-        if time.monotonic() > deadline:
-            return
-        time.sleep(_PAUSE)
-    time.sleep(4 * _PAUSE)  # what has been read is still on its way
 
 
 def _parts(array: Any) -> Iterator[np.ndarray]:
