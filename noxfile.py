@@ -224,8 +224,9 @@ def hosts(session: nox.Session) -> None:
 
 @nox.session
 def ranks(session: nox.Session) -> None:
-    """Kill a process of runs on several 100 times, with MPICH. Takes about ten minutes on two cores."""
+    """Compare runs on 1 to 4 processes, and kill a process of runs 100 times, with MPICH. Takes about ten minutes."""
     session.install(".[test,mpi]", "mpich")
+    session.run("python", "tests/same_bits.py", *(["--data-dir", str(DATA)] if DATA.is_dir() else []))
     session.run("python", "tests/kill_ranks.py", *(session.posargs or ["--kills", "100"]))
 
 
