@@ -24,7 +24,9 @@ from xcnn.runs.checkpoint import BEST, read_checkpoint
 
 __all__ = ["lenet5", "mnist_cnn", "resnet20"]
 
-SETTINGS = "--epochs 1 --accumulate 4 -b 128 --opt sgd --lr 0.05 --momentum 0.9 --wd 5e-4 --checkpoint-every 20steps"
+SETTINGS = "--accumulate 4 --opt sgd --momentum 0.9 --wd 5e-4"
+LARGE = ["--epochs", "1", "-b", "128", "--lr", "0.05", "--checkpoint-every", "20steps"]
+SMALL = ["--epochs", "8", "-b", "32", "--lr", "0.02", "--checkpoint-every", "5steps"]
 
 
 def _dropping(name: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -91,6 +93,7 @@ def _check(name: str, settings: list[str], root: Path) -> None:
     while len(list((folder / "checkpoints").glob("step-*.safetensors"))) < 2:
         assert program.poll() is None, program.communicate()
         time.sleep(0.05)
+    assert program.poll() is None, "the run ended before it was killed"
     os.killpg(program.pid, signal.SIGKILL)
     program.communicate()
     newest = max((folder / "checkpoints").glob("step-*.safetensors")).stem
@@ -106,9 +109,9 @@ def _main() -> None:
     chosen = parser.parse_args().data_dir
     with tempfile.TemporaryDirectory() as root:
         if chosen is None:
-            _check("mnist_cnn", ["--augment", "shift"], Path(root))
+            _check("mnist_cnn", [*SMALL, "--augment", "shift"], Path(root))
             return
-        data = ["--data-dir", str(chosen)]
+        data = [*LARGE, "--data-dir", str(chosen)]
         _check("lenet5", ["--dataset", "mnist", "--augment", "shift,rotate", *data], Path(root))
         _check("resnet20", ["--dataset", "cifar10", "--augment", "shift,flip", *data], Path(root))
 
