@@ -292,7 +292,8 @@ class Step:
             said = {} if found is None else {"kind": type(found).__name__, "says": str(found)}
             said = next(filter(None, map(json.loads, processes.gather_bytes(json.dumps(said).encode()))), {})
             kind = UsageError if said.get("kind") == "UsageError" else DivergedError
-            return kind(said.get("says", f"a gradient is not finite, the loss is {value:.4g}; lower the learning rate"))
+            what = ("a gradient is not finite, " if math.isfinite(value) else "") + f"the loss is {value:.4g}"
+            return kind(said.get("says", f"{what}, though that of each part is finite; lower the learning rate"))
         assert found is not None
         return found
 
