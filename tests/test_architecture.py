@@ -21,9 +21,10 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     {"__init__"},
+    {"serve", "pages"},
     {"compare", "plots"},
     {"runs"},
-    {"parallel"},
+    {"parallel", "explain"},
     {"training", "models", "testing", "onnx"},
     {"nn", "optim"},
     {"ops"},
@@ -40,7 +41,7 @@ STRANGERS = {("ops", "data")}
 
 HEAVY = [
     "PIL", "cupy", "cyclopts", "filelock", "jax", "llvmlite", "matplotlib", "mpi4py", "onnx", "onnxruntime", "optuna",
-    "requests", "rich", "torch",
+    "requests", "rich", "sklearn", "starlette", "torch", "umap", "uvicorn",
 ]  # fmt: skip
 """What `import xcnn` must not load."""
 
