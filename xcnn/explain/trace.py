@@ -144,7 +144,7 @@ def trace(
     inside = {name: module for name, module in model.modules() if name}
     for name in off:
         if name not in inside:
-            raise unknown("trace: layer", name, inside)
+            raise UsageError(f"trace: off: {unknown('layer', name, inside)}")
 
     def observer(name: str, module: Module) -> Callable[..., tuple[Any, Any]]:
         forward, leaf = module.forward, not any(module.children())
