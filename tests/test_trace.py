@@ -181,18 +181,9 @@ def test_arrays_of_other_libraries(spec: str) -> None:
     ("call", "words"),
     [
         (lambda model, x: explain.trace("lenet5", x), "trace: model must be a module, got 'lenet5'"),
-        (
-            lambda model, x: explain.trace(model, x, off={"10x": [0]}),
-            "trace: off: unknown layer '10x'; did you mean '10'?",
-        ),
-        (
-            lambda model, x: explain.trace(model, x, off={"0": [6]}),
-            "trace: off must name a channel of 0, 0 to 5, got 6",
-        ),
-        (
-            lambda model, x: explain.trace(model, x, off={"0": ["a"]}),
-            "trace: off must name a channel of 0, 0 to 5, got 'a'",
-        ),
+        (lambda model, x: explain.trace(model, x, off={"10x": [0]}), "trace: off: unknown layer '10x'; did you mean"),
+        (lambda model, x: explain.trace(model, x, off={"0": [6]}), "0 (Conv2d): off must list channels of this layer"),
+        (lambda model, x: explain.trace(model, x, off={"0": ["a"]}), "0 (Conv2d): off must list channels of this"),
         (lambda model, x: explain.trace(model, x)["99"], "unknown layer '99'; did you mean '9'?"),
     ],
 )
