@@ -21,6 +21,7 @@ from xcnn.plots.images import (
     network_maps,
     receptive_fields,
 )
+from xcnn.plots.network import network
 from xcnn.plots.results import comparison, confusion, curves, lr_finder, prediction, search, speeds
 from xcnn.plots.steps import convolution, pooling, relu, softmax
 
@@ -38,6 +39,7 @@ __all__ = [
     "linear_backward",
     "lr_finder",
     "maximized",
+    "network",
     "network_maps",
     "pooling",
     "pooling_backward",
