@@ -3,11 +3,11 @@
 import json
 
 import pytest
+from svg_texts import joined, texts
 
 from xcnn import models, nn, runs
 
 pytest.importorskip("matplotlib")
-from svg_texts import joined, texts
 
 
 def net(shape: tuple[int, ...], classes: int) -> nn.Module:

@@ -41,7 +41,7 @@ _METHODS = {
     "integrated_gradients": (
         "integrated gradients",
         "Integrated gradients share out the score among the pixels: the map adds up to the difference between the "
-        "score of this image and that of a black one.",
+        "score of this image and that of an image of zeros.",
     ),
     "guided_backprop": (
         "guided backprop",
@@ -422,7 +422,7 @@ def maximized(
         "along the gradient until the number named below it was as large as possible. They show the pattern that it "
         "looks for, with much that no photograph has. Each has a brightness scale of its own."
     )
-    return canvas.save(who, path, title or f"What excites the network most{_of(layer)}", caption)
+    return canvas.save(who, path, title or f"What excites {f'layer {layer}' if layer else 'the network'} most", caption)
 
 
 @explained
