@@ -14,17 +14,24 @@ from xcnn.explain.gradients import (
     integrated_gradients,
     smooth_grad,
 )
+from xcnn.explain.maps import Filters, feature_maps, filters
 from xcnn.explain.occlusion import occlusion
+from xcnn.explain.receptive import Field, Line, receptive_fields
 from xcnn.explain.target import Target
 from xcnn.explain.trace import Call, Rule, Trace, trace
 
 __all__ = [
     "ATTRIBUTIONS",
     "Call",
+    "Field",
+    "Filters",
+    "Line",
     "Rule",
     "Target",
     "Trace",
     "completeness",
+    "feature_maps",
+    "filters",
     "grad_cam",
     "grad_cam_plus_plus",
     "gradient_times_input",
@@ -33,6 +40,7 @@ __all__ = [
     "input_gradient",
     "integrated_gradients",
     "occlusion",
+    "receptive_fields",
     "smooth_grad",
     "trace",
     "upsample",
