@@ -157,11 +157,13 @@ class Section(NamedTuple):
     key : its id, to which the contents of the page refer.
     title : its heading.
     content : what is in it.
+    listed : whether the contents of the page name it.
     """
 
     key: str
     title: str
     content: Content
+    listed: bool = True
 
 
 def page(title: str, lead: Content, sections: Sequence[Section], foot: Content) -> Html:
@@ -185,7 +187,7 @@ def page(title: str, lead: Content, sections: Sequence[Section], foot: Content) 
         element("title", title),
         element("style", Html("\n"), style),
     )
-    links = [element("li", element("a", one.title, href=f"#{one.key}")) for one in sections]
+    links = [element("li", element("a", one.title, href=f"#{one.key}")) for one in sections if one.listed]
     body = element(
         "body",
         element("header", element("h1", title), lead),

@@ -1,12 +1,12 @@
 """The layers of a network on a page: their maps for one image, and their numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from xcnn._array import is_array
 from xcnn.devices import to_numpy
-from xcnn.explain import Call, Field, Trace
+from xcnn.explain import Call, Field, LayerStatistics, Trace
 from xcnn.pages._html import Content, Html, code, element, figure, table
 from xcnn.pages._pictures import SIGNED, largest, sheet
 from xcnn.pages._words import about_layer
@@ -115,21 +115,17 @@ def shape_text(shape: tuple[int, ...]) -> str:
     return f"{shape[0]:,} map{'s' * (shape[0] != 1)} of {' x '.join(str(size) for size in shape[1:])}"
 
 
-def statistics_table(found: Trace) -> Html:
-    """Return mean, deviation, range and share of zeros of every layer's output."""
-    rows = []
-    for call in found.layers:
-        if not is_array(call.y):
-            continue
-        values = to_numpy(call.y).astype(np.float64)
-        rows.append(
-            (
-                code(call.name),
-                type(call.module).__name__,
-                shape_text(values.shape[1:]),
-                *(f"{number:.3g}" for number in (values.mean(), values.std(), values.min(), values.max())),
-                f"{np.mean(values == 0):.0%}",
-            )
-        )
-    head = ("layer", "kind", "output", "mean", "deviation", "least", "largest", "zeros")
-    return table("The output of each layer", head, rows, numbers=range(3, 8), class_="wide")
+def statistics_table(rows: Sequence[LayerStatistics], units: bool) -> Html:
+    """Return statistics of the output of every layer as a table; if `units`, with its dead and saturated units."""
+    saturated = units and any(row.saturated is not None for row in rows)
+    head = ["layer", "kind", "output", "mean", "deviation", "least", "largest", "zeros"]
+    head += ["dead"] * units + ["saturated"] * saturated
+    cells = []
+    for row in rows:
+        numbers = (row.mean, row.std, row.minimum, row.maximum)
+        cell = [code(row.name), row.layer, shape_text(row.shape), *(f"{number:.3g}" for number in numbers)]
+        cell.append(f"{row.zeros:.0%}")
+        cell += ["" if row.dead is None else f"{row.dead} of {row.units}"] * units
+        cell += ["" if row.saturated is None else f"{row.saturated:.0%}"] * saturated
+        cells.append(cell)
+    return table("The output of each layer", head, cells, numbers=range(3, len(head)), class_="wide")

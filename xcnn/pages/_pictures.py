@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from xcnn.pages._html import Html, element
 
@@ -59,8 +58,8 @@ HOT = _gradient([_ZERO, _HOT])
 """A bar of the colours of maps from zero upwards."""
 
 
-def encode(image: Image.Image, **options: Any) -> str:
-    """Return an image as the text of a PNG file, which a browser shows without reading another one."""
+def encode(image: Any, **options: Any) -> str:
+    """Return an image of Pillow as the text of a PNG file, which a browser shows without reading another one."""
     file = io.BytesIO()
     image.save(file, "png", optimize=True, **options)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
@@ -80,6 +79,13 @@ def picture(source: str, alt: str, size: tuple[int, int], class_: str = "picture
     return element("img", src=source, alt=alt, width=size[0], height=size[1], class_=class_ or None, style=style)
 
 
+def _image(pixels: np.ndarray) -> Any:
+    """Return uint8 (h, w), (h, w, 3) or (h, w, 4) as an image of Pillow, which is imported only when it is needed."""
+    from PIL import Image
+
+    return Image.fromarray(pixels)
+
+
 def _levels(image: np.ndarray) -> np.ndarray:
     """Return (h, w) or (h, w, 3) uint8 of an image (c, h, w) from 0 to 1; other channels than 1 or 3 are averaged."""
     pixels = np.clip(np.nan_to_num(np.asarray(image, np.float64)), 0.0, 1.0)
@@ -90,13 +96,13 @@ def _levels(image: np.ndarray) -> np.ndarray:
 def seen(image: np.ndarray, alt: str, class_: str = "picture") -> Html:
     """Return the picture of an image (c, h, w) from 0 to 1."""
     levels = _levels(image)
-    return picture(encode(Image.fromarray(levels)), alt, (levels.shape[1], levels.shape[0]), class_)
+    return picture(encode(_image(levels)), alt, (levels.shape[1], levels.shape[0]), class_)
 
 
 def grey(pixels: np.ndarray, alt: str) -> Html:
     """Return the picture of a photo, uint8 (h, w) or (h, w, 3), which is made smaller if it is large."""
-    photo = Image.fromarray(pixels)
-    photo.thumbnail((PHOTO, PHOTO), Image.Resampling.LANCZOS)
+    photo = _image(pixels)
+    photo.thumbnail((PHOTO, PHOTO), reducing_gap=3.0)
     return picture(encode(photo), alt, photo.size, "picture photo")
 
 
@@ -108,9 +114,8 @@ def _shades(values: np.ndarray, most: float) -> np.ndarray:
 
 
 def _indexed(places: np.ndarray) -> str:
-    image = Image.fromarray(places)  # mode L, whose bytes are those of mode P
-    image = Image.frombytes("P", image.size, places.tobytes())
-    image.putpalette(_palette())
+    image = _image(places)
+    image.putpalette(_palette())  # its numbers become places in the palette
     return encode(image, transparency=_GAP)
 
 
@@ -134,7 +139,7 @@ def overlay(image: np.ndarray, values: np.ndarray, alt: str, class_: str = "pict
     colours = np.asarray(_palette(), np.float64).reshape(-1, 3)[places]
     opaque = 0.75 * np.abs(places.astype(np.float64) - _STEPS)[..., None] / _STEPS
     pixels = np.rint(base[..., None] * (1.0 - opaque) + colours * opaque).astype(np.uint8)
-    return picture(encode(Image.fromarray(pixels)), alt, (pixels.shape[1], pixels.shape[0]), class_)
+    return picture(encode(_image(pixels)), alt, (pixels.shape[1], pixels.shape[0]), class_)
 
 
 def sheet(
@@ -174,7 +179,7 @@ def coloured(filters: np.ndarray, alt: str, most: float) -> Html:
         pixels[top : top + h, left : left + w, :3] = one
         pixels[top : top + h, left : left + w, 3] = 255
     size = (pixels.shape[1], pixels.shape[0])
-    return picture(encode(Image.fromarray(pixels)), alt, size, "", width=columns * 64)
+    return picture(encode(_image(pixels)), alt, size, "", width=columns * 64)
 
 
 def smaller(maps: np.ndarray, side: int) -> np.ndarray:

@@ -15,7 +15,6 @@ from xcnn._plugins import find, is_foreign
 from xcnn.data.images import read_photo
 from xcnn.devices import to_numpy
 from xcnn.errors import ShapeError, UsageError, XcnnError, explained
-from xcnn.explain import Trace
 from xcnn.nn import Module
 from xcnn.pages._html import Content, Html, Section, bar, code, element, figure, listing, more, name, page, table
 from xcnn.pages._layers import layers_shown, statistics_table
@@ -191,13 +190,14 @@ class _Writer:
         found = explain.trace(self.restored.model, x)
         target = int(one.probabilities.argmax()) if target is None else target
         of = f": {Path(one.name).name}" * bool(suffix)
+        single = not suffix
         return [
             Section(f"answer{suffix}", f"The image and the answer{of}", self._answer(one)),
-            Section(f"why{suffix}", f"Why{of}", self._why(one, x, target)),
+            Section(f"why{suffix}", f"Why{of}", self._why(one, x, target), single),
             Section(
                 f"layers{suffix}", f"What each layer sees{of}", layers_shown(found, self.fields, one.image.shape[1:])
             ),
-            Section(f"numbers{suffix}", f"The layers in numbers{of}", _numbers(found)),
+            Section(f"numbers{suffix}", f"The layers in numbers{of}", _numbers(self.restored.model, x), single),
         ]
 
     def _answer(self, one: Prediction) -> Content:
@@ -346,8 +346,8 @@ def _compared(values: np.ndarray, chance: np.ndarray) -> list[str]:
     alike = "hardly alike" if shared < 0.3 else "somewhat alike" if shared < 0.6 else "much alike"
     meaning = {
         "hardly alike": "so this map depends on what was learned.",
-        "somewhat alike": "so a part of this map comes from the image alone, whatever was learned.",
-        "much alike": "so most of this map comes from the image alone, whatever was learned: be careful with it.",
+        "somewhat alike": "so a part of this map comes from the image and the kind of network, whatever was learned.",
+        "much alike": "so most of this map comes from the image and the kind of network, whatever was learned.",
     }[alike]
     return [said, f"The order of the pixels by their values is {alike} (rank correlation {shared:.2f}), {meaning}"]
 
@@ -373,9 +373,9 @@ def _likely(probability: float) -> str:
     return "less than 0.01%" if probability < 0.0001 else f"{probability:.2%}"
 
 
-def _numbers(found: Trace) -> Content:
+def _numbers(model: Module, x: Any) -> Content:
     said = "What each layer gives for this image. Many zeros after a ReLU are normal: few patterns are in many places."
-    return [element("p", said), statistics_table(found)]
+    return [element("p", said), statistics_table(explain.activation_statistics(model, x), units=False)]
 
 
 def _careful() -> Html:

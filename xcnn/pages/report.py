@@ -15,7 +15,7 @@ from xcnn.devices import to_numpy
 from xcnn.errors import XcnnError, explained
 from xcnn.nn import Module
 from xcnn.pages._html import Content, Html, Section, bar, code, element, figure, listing, more, name, page, table
-from xcnn.pages._layers import shape_text, size_text
+from xcnn.pages._layers import shape_text, size_text, statistics_table
 from xcnn.pages._pictures import SIGNED, coloured, largest, seen, sheet
 from xcnn.pages._run import Run, command, read_run, require_run
 from xcnn.runs import Restored
@@ -192,11 +192,11 @@ class _Writer:
             notes.append(_note("The test images are not those of the run: they have changed since."))
         rows: list[tuple[Any, Any]] = [("network", code(self.network)), ("data set", name(self.restored.title))]
         if tested is not None:
-            wrong = round((1 - (tested.metrics.accuracy or 0.0)) * tested.metrics.samples)
+            wrong = tested.metrics.counted - (tested.metrics.correct or 0)
             rows += [
                 ("test accuracy", element("strong", percent(tested.metrics.accuracy))),
                 ("test loss", f"{tested.metrics.loss:.4f}"),
-                ("test images", f"{tested.metrics.samples:,}, of which {wrong:,} are classified wrongly"),
+                ("test images", f"{tested.metrics.samples:,}, {wrong:,} of them classified wrongly"),
             ]
         rows += [
             ("weights", self.checkpoint.weights or "unknown"),
@@ -218,12 +218,12 @@ class _Writer:
         history = self.run.history
         if not history:
             return _note("No epoch is complete, so there are no curves.")
-        chosen = self.checkpoint.metrics.get("epoch")
-        chosen = chosen if _check.is_integer(chosen) and 1 <= int(chosen) <= len(history) else None
+        epoch: Any = self.checkpoint.metrics.get("epoch")
+        chosen = epoch if _check.is_integer(epoch) and 1 <= epoch <= len(history) else None
         if len(history) > 1:
             try:
                 drawn: Html = figure(
-                    Html(plots.svg(plots.curves, history, chosen=chosen)),
+                    element("div", Html(plots.svg(plots.curves, history, chosen=chosen)), class_="chart", tabindex="0"),
                     "Loss (lower is better) and accuracy (higher is better) after each pass over the training images. "
                     "If the curve of validation, which is of held-out images, gets worse while that of training gets "
                     "better, the network learns its images by heart."
@@ -351,7 +351,7 @@ class _Writer:
         moved = ""
         if before is not None:
             change = float(np.linalg.norm(weights - before) / max(float(np.linalg.norm(before)), 1e-30))
-            moved = f" Their change is {change:.0%} as long as they were at the start."
+            moved = f" Training moved them by {change:.0%} of their length."
         shown = f" The first {_FILTERS} are shown." * (n > _FILTERS)
         lead = element(
             "p",
@@ -366,7 +366,7 @@ class _Writer:
         if before is None:
             reason = self.unknown or "their layer has another name in the file"
             missing = _note(f"The filters before training are not shown: {reason}.")
-        return [lead, layout, missing, element("div", parts, class_="row")]
+        return [lead, layout, missing, element("div", parts, class_="row pair")]
 
     def layers(self, tested: _Tested | None) -> Content:
         """Return the layers with their sizes, how far their weights moved, and the statistics of their outputs."""
@@ -374,7 +374,7 @@ class _Writer:
         summary = nn.summary(self.restored.model, shape)
         fields = explain.receptive_fields(self.restored.model, shape)
         moved = self._moved()
-        rows = []
+        rows: list[tuple[Any, ...]] = []
         for row in summary.rows:
             field = fields.get(row.name)
             rows.append(
@@ -430,33 +430,16 @@ class _Writer:
         some = tested.data[:_STATISTICS] if len(tested.data) > _STATISTICS else tested.data
         rows = explain.activation_statistics(self.restored.model, some)
         dead = [row for row in rows if row.dead]
-        cells = [
-            (
-                code(row.name),
-                row.layer,
-                f"{row.mean:.3g}",
-                f"{row.std:.3g}",
-                f"{row.zeros:.0%}",
-                "" if row.dead is None else f"{row.dead} of {row.units}",
-                "" if row.saturated is None else f"{row.saturated:.0%}",
-            )
-            for row in rows
-        ]
-        head = ("layer", "kind", "mean", "deviation", "zeros", "dead", "saturated")
         said = (
-            f"Over {len(some):,} test images. A unit, a map or a number of a layer, is dead if it is never above zero: "
-            "it learns nothing any more. A sigmoid or tanh is saturated where it is close to its bounds, where "
-            "gradients vanish."
+            f"Over {len(some):,} test images. A unit, which is a map or a number, of a ReLU is dead if it was zero "
+            "everywhere: no gradient passes it, so it learns nothing any more. A sigmoid or tanh is saturated where it "
+            "is close to its bounds, where gradients vanish."
         )
-        found = (
-            f" {sum(row.dead for row in dead)} units are dead, in {len(dead)} layer{'s' * (len(dead) != 1)}."
-            if dead
-            else " No unit is dead."
-        )
-        return [
-            element("p", said + found),
-            _folded("layers", table("The outputs", head, cells, numbers=range(2, 7), class_="wide"), len(cells)),
-        ]
+        found = " No unit is dead."
+        if dead:
+            count = sum(row.dead or 0 for row in dead)
+            found = f" {count} unit{'s are' if count > 1 else ' is'} dead, in {len(dead)} layer{'s' * (len(dead) > 1)}."
+        return [element("p", said + found), _folded("layers", statistics_table(rows, units=True), len(rows))]
 
     def again(self) -> Content:
         """Return the command that trains the same network again, and what it ran on."""
