@@ -338,7 +338,7 @@ def test_a_report_shows_settings_history_and_mistakes(restored, reported, checkp
     assert head[:3] == ["epoch", "training loss", "training accuracy"]
     assert [row[1] for row in rows] == [f"{record['train_loss']:.4g}" for record in history]
     curves = [found for tag, found in page.tags if tag == "svg" and found.get("role") == "img"]
-    assert len(curves) == 1
+    assert [found["aria-label"] for found in curves] == ["Loss over the epochs", "Accuracy over the epochs"]
 
     test = restored.test_set()
     probabilities = np.concatenate(
@@ -414,6 +414,7 @@ def test_a_report_without_the_test_images(restored, checkpoint, tmp_path):
     assert "There are no test results: the images in /gone are <gone>." in page.said
     assert told == ["There are no test results: the images in /gone are <gone>."]
     assert "Each class" not in page.tables
+    assert page.said.count("Not shown, as there are no test results.") == 3
     assert "After training." in page.said
     assert "The layers" in page.tables
 

@@ -21,8 +21,8 @@ _BLOCKS = {
 """The elements after which the source goes on in a new line."""
 
 
-_LONGEST, _LONGEST_TITLE = 60, 1000
-"""The longest name that is shown in full, and the longest that is kept as its title."""
+_LONGEST_TITLE = 1000
+"""The longest name that is kept in full beside its begin and end."""
 
 
 class Html(str):
@@ -70,15 +70,15 @@ def element(tag: str, *content: Content, **attributes: Any) -> Html:
     return Html(f"<{tag}{given}>{end if tag in _EMPTY else f'{_inside(content)}</{tag}>{end}'}")
 
 
-def name(text: object) -> Html:
+def name(text: object, longest: int = 60) -> Html:
     """Return a name that comes from a file, which may be written from right to left, apart from the text around it.
 
     Of a very long one the begin and the end are shown.
     """
     whole = str(text)
-    if len(whole) <= _LONGEST:
+    if len(whole) <= longest:
         return element("bdi", whole)
-    half = _LONGEST // 2
+    half = longest // 2
     return element("bdi", f"{whole[:half]} ... {whole[-half:]}", title=whole[:_LONGEST_TITLE])
 
 

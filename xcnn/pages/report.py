@@ -33,6 +33,9 @@ _MOST_CELLS = 30
 _PAIRS, _EXAMPLES, _MISTAKES = 6, 6, 24
 """Confused pairs, images of each, and certain mistakes on a page."""
 
+_LONGEST_VALUE = 300
+"""Letters of a setting that are shown; the command has them all."""
+
 _FILTERS = 64
 """Filters that are shown."""
 
@@ -220,21 +223,13 @@ class _Writer:
             return _note("No epoch is complete, so there are no curves.")
         epoch: Any = self.checkpoint.metrics.get("epoch")
         chosen = epoch if _check.is_integer(epoch) and 1 <= epoch <= len(history) else None
+        drawn: Content = _note("One epoch makes no curve; its numbers are below.")
         if len(history) > 1:
             try:
-                drawn: Html = figure(
-                    element("div", Html(plots.svg(plots.curves, history, chosen=chosen)), class_="chart", tabindex="0"),
-                    "Loss (lower is better) and accuracy (higher is better) after each pass over the training images. "
-                    "If the curve of validation, which is of held-out images, gets worse while that of training gets "
-                    "better, the network learns its images by heart."
-                    + f" The weights of epoch {chosen} were kept."
-                    * (chosen is not None),
-                )
+                drawn = _drawn(history, chosen)
             except plots.NoMatplotlibError as error:
                 drawn = _note(f"The curves are not drawn: {error}.")
                 self.tell(f"the curves are not drawn: {error}")
-        else:
-            drawn = _note("One epoch makes no curve; its numbers are below.")
         kinds = [key for key in history[-1] if key not in ("epoch", "data_seconds", "samples_per_second")]
         heads = [key.replace("val_", "validation ").replace("train_", "training ").replace("_", " ") for key in kinds]
         rows = [(f"{record['epoch']:.0f}", *(_number(key, record.get(key)) for key in kinds)) for record in history]
@@ -244,7 +239,7 @@ class _Writer:
     def classes_known(self, tested: _Tested | None) -> Content:
         """Return the confusion matrix and the figures of each class."""
         if tested is None:
-            return _note(self.untested)
+            return _note("Not shown, as there are no test results.")
         if tested.metrics.confusion is None:
             return _note(f"With {len(self.checkpoint.classes):,} classes there is no confusion matrix.")
         counts, classes = tested.metrics.confusion, self.checkpoint.classes
@@ -277,7 +272,7 @@ class _Writer:
     def mistakes(self, tested: _Tested | None) -> Content:
         """Return the most confused pairs and the most certain mistakes, with images."""
         if tested is None:
-            return _note(self.untested)
+            return _note("Not shown, as there are no test results.")
         classes, labels = self.checkpoint.classes, tested.labels
         said = tested.probabilities.argmax(axis=1)
         wrong = np.flatnonzero(said != labels)
@@ -319,7 +314,7 @@ class _Writer:
             true = self.checkpoint.classes[tested.labels[k]]
             answer = self.checkpoint.classes[int(tested.probabilities[k].argmax())]
             alt = f"test image {k}: {true}, taken for {answer}"
-            caption = [name(true), ", said ", name(answer), f" {certain[k]:.0%}", element("br"), _index(k)]
+            caption = [name(true), ", said ", name(answer), f" {_sure(certain[k])}", element("br"), _index(k)]
             tiles.append(figure(seen(image, alt, ""), caption, class_="tile"))
         return element("div", tiles, class_="row")
 
@@ -408,7 +403,7 @@ class _Writer:
             element("h3", "What the layers give"),
         ]
         if tested is None:
-            parts.append(_note(self.untested))
+            parts.append(_note("Not shown, as there are no test results."))
         else:
             parts.append(self._statistics(tested))
         return parts
@@ -482,9 +477,33 @@ _ORIGIN = {
 """What a checkpoint says of the machine, and how it is called on the page."""
 
 
+def _drawn(history: Sequence[dict[str, float]], chosen: int | None) -> Content:
+    """Return the curves, a picture for each metric, so that they fit on a phone."""
+    pictures = []
+    for metric in ("loss", "accuracy"):
+        some = [
+            {key: one[key] for key in ("epoch", f"train_{metric}", f"val_{metric}") if key in one} for one in history
+        ]
+        if all(len(one) > 1 for one in some):
+            title = f"{metric.capitalize()} over the epochs"
+            pictures.append(Html(plots.svg(plots.curves, some, title=title, chosen=chosen)))
+    said = (
+        "Loss (lower is better) and accuracy (higher is better) after each pass over the training images. If the curve "
+        "of validation, which is of held-out images, gets worse while that of training gets better, the network learns "
+        "its images by heart."
+    )
+    kept = "" if chosen is None else f" The weights of epoch {chosen} were kept."
+    return figure(element("div", pictures, class_="row"), said, kept) if pictures else None
+
+
 def _image_print(origin: dict[str, Any]) -> Any:
     images = origin.get("images")
     return images.get("test") if isinstance(images, dict) else None
+
+
+def _sure(probability: float) -> str:
+    """Return a probability in a few letters."""
+    return "over 99%" if probability > 0.99 else f"{probability:.0%}"
 
 
 def _index(k: int) -> Html:
@@ -533,10 +552,10 @@ def _value(value: Any) -> Any:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return name(", ".join(map(str, value))) if value else "none"
+        value = ", ".join(map(str, value)) or "none"
     if isinstance(value, dict):
-        return name(", ".join(f"{key}={one}" for key, one in value.items()))
-    return name(value)
+        value = ", ".join(f"{key}={one}" for key, one in value.items())
+    return name(value, _LONGEST_VALUE)
 
 
 def _confusion(counts: np.ndarray, classes: Sequence[str]) -> Content:
