@@ -1,7 +1,7 @@
 """`xcnn.pages`: what the pages say, that they need nothing but themselves, and that no name can change them."""
 
+import copy
 import dataclasses
-import html
 import html.parser
 import json
 import re
@@ -351,8 +351,13 @@ def test_a_report_shows_settings_history_and_mistakes(restored, reported, checkp
     worst = int(certain.argmax())
     expected = f"test image {worst}: {test.classes[test.y[worst]]}, taken for {test.classes[said[worst]]}"
     assert tiles[-min(24, int((said != test.y).sum()))] == expected
+    for alt in tiles:
+        k = int(re.match(r"test image (\d+):", alt)[1])
+        assert alt == f"test image {k}: {test.classes[test.y[k]]}, taken for {test.classes[said[k]]}"
+        assert said[k] != test.y[k]
     counts = metrics.confusion - np.diag(np.diag(metrics.confusion))
     i, j = np.unravel_index(counts.argmax(), counts.shape)
+    assert tiles[0].endswith(f": {test.classes[i]}, taken for {test.classes[j]}")
     assert f"{test.classes[i]} taken for {test.classes[j]}: {counts[i, j]} times" in page.said
     assert path.stat().st_size < 200_000
 
@@ -394,9 +399,21 @@ def test_filters_before_and_after(restored, reported):
         if tag == "img" and found["alt"].startswith("1 filters of 3 x 3")
     )
     fresh = at_start(restored.model, Config(**_settings(restored)), lambda message: None)
-    for pixels, model in ((before, fresh), (after, restored.model)):
-        weight = to_numpy(explain.filters(model).weight)[0, 0]
-        assert np.corrcoef((pixels[..., 0] - pixels[..., 2]).ravel(), weight.ravel())[0, 1] > 0.98
+    weights = [to_numpy(explain.filters(model).weight)[0, 0] for model in (fresh, restored.model)]
+    reds = [pixels[..., 0] - pixels[..., 2] for pixels in (before, after)]
+    for red, weight in zip(reds, weights, strict=True):
+        assert np.corrcoef(red.ravel(), weight.ravel())[0, 1] > 0.98
+    assert np.corrcoef((reds[1] - reds[0]).ravel(), (weights[1] - weights[0]).ravel())[0, 1] > 0.8
+
+
+def test_a_map_is_compared_with_that_of_random_weights(restored, tmp_path):
+    before = {name: array.copy() for name, array in restored.model.state_dict().items()}
+    pages.explanation(restored, tmp_path / "page.html", indices=[3], methods=["occlusion"], target=0)
+    assert all(np.array_equal(before[name], array) for name, array in restored.model.state_dict().items())
+    chance, x = copy.deepcopy(restored.model), restored.predict(indices=[3])[0].image[None]
+    chance.reset_parameters(1)
+    maps = [to_numpy(explain.occlusion(model, x, 0)) for model in (restored.model, chance)]
+    assert f"(rank correlation {_rank_correlation(*maps):.2f})" in check(tmp_path / "page.html").said
 
 
 def _settings(restored):
@@ -419,6 +436,42 @@ def test_a_report_without_the_test_images(restored, checkpoint, tmp_path):
     assert "The layers" in page.tables
 
 
+def test_a_report_says_that_the_test_images_have_changed(restored, checkpoint, tmp_path):
+    test = restored.test_set()
+    changed = dataclasses.replace(restored, load=lambda part, size: Dataset(255 - test.x, test.y, test.classes))
+    pages.report(changed, checkpoint.parent, tmp_path / "report.html")
+    assert "The test images are not those of the run: they have changed since." in check(tmp_path / "report.html").said
+
+
+def test_no_code_is_imported_because_a_run_names_it(restored, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("evil.py").write_text("raise SystemExit('imported')")
+    shutil.copytree(checkpoint.parent, "run")
+    config = json.loads(Path("run/config.json").read_text())
+    names = {"model": "evil:net", "dataset": "evil:data", "opt": "evil:rule", "schedule": "evil:plan"}
+    Path("run/config.json").write_text(json.dumps(config | names))
+    pages.report(restored, "run", "report.html")
+    page = check(Path("report.html"))
+    assert "The filters before training are not shown: the network is code of your own" in page.said
+    assert "--model evil:net" in page.said
+    assert "evil" not in sys.modules
+
+
+def test_a_history_ends_where_it_makes_no_sense(checkpoint, tmp_path):
+    shutil.copytree(checkpoint.parent, tmp_path / "run")
+    for text, count in {
+        '{"epoch": 1, "val_loss": 1.5}\n{"epoch": 3, "val_loss": 1}\n': 1,
+        '{"epoch": 1, "val_loss": NaN, "x": "y", "z": true}\n{"epoch": 2}\n{"epo': 2,
+        "[" * 100_000: 0,
+        "\xff\n": 0,
+        "": 0,
+    }.items():
+        (tmp_path / "run" / "history.jsonl").write_text(text)
+        history = _run.read_run(tmp_path / "run").history
+        assert len(history) == count
+        assert all(set(record) <= {"epoch", "val_loss"} for record in history)
+
+
 def test_a_report_of_a_run_that_was_interrupted(xcnn, checkpoint, tmp_path):
     shutil.copytree(checkpoint.parent, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -439,8 +492,8 @@ def test_the_command_of_a_report_trains_with_the_same_settings(checkpoint, monke
 
     config = Config(
         dataset="folder", data_dir=Path("/tmp/my photos"), image_size=48, model="report", normalize=True,
-        model_options={"filters": 8, "name": 'a "b" $c'}, init=Path("/tmp/it's.pth"), freeze=("0.*", "*.bias"),
-        epochs=3, opt="sgd", opt_options={"nesterov": True}, augment=("flip", "crop"), ema=0.5, seed=2**40,
+        model_options={"filters": 8, "name": 'a "b" $c', "text": "8"}, init=Path("/tmp/it's.pth"),
+        freeze=("0.*", "*.bias"), epochs=3, opt="sgd", opt_options={"nesterov": True}, augment=("flip", "crop"), ema=0.5, seed=2**40,
         class_weight="balanced", accumulate=2, lr=0.1 + 0.2,
     )  # fmt: skip
     for one in (config, Config(), Config(**_settings(restore(checkpoint)))):

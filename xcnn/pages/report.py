@@ -150,7 +150,7 @@ class _Writer:
     def _first(self, model: str | None) -> tuple[Module | None, str]:
         """Return the network before its first step, or None and why it is not known."""
         if is_foreign(self.run.config.model) and model is None:
-            return None, f"The network is code of your own; name it, --model {self.run.config.model}"
+            return None, f"the network is code of your own; name it, --model {self.run.config.model}"
         try:
             return at_start(self.restored.model, self.run.config, lambda message: None), ""
         except XcnnError as error:
