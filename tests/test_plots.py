@@ -1,6 +1,8 @@
 """Pictures of results: what must be visible in them. Other tests check that each one is drawn."""
 
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -91,3 +93,36 @@ def test_the_best_and_the_failed_trials_of_a_search_are_seen(tmp_path: Path, mon
     assert colours(trials[1])[1] == 0
     with pytest.raises(UsageError, match=r"^search: the trials must have at least one value, got none$"):
         colours(Trial(0, drawn[0], tmp_path, "failed"))
+
+
+def history(count: int = 4) -> list[dict[str, float]]:
+    return [{"epoch": i, "train_loss": 1.0 / i, "val_loss": 1.2 / i} for i in range(1, count)]
+
+
+def test_a_picture_is_a_png_or_an_svg_and_nothing_else(tmp_path: Path) -> None:
+    assert plots.curves(history(), tmp_path / "a.PNG").read_bytes()[:4] == b"\x89PNG"
+    text = plots.curves(history(), tmp_path / "a.svg", "loss $ & <more>").read_text("utf-8")
+    root = ElementTree.fromstring(text)
+    assert root.get("aria-label") == "loss $ & <more>"
+    words = {"".join(found.itertext()) for found in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"loss $ & <more>", "epoch", "validation", "2"} <= words
+    with pytest.raises(UsageError, match=r"^curves: path must be a file that ends in .png or .svg, got .*a\.jpg$"):
+        plots.curves(history(), tmp_path / "a.jpg")
+    with pytest.raises(UsageError, match=r"^path must be a file that ends in .png or .svg, got a$"):
+        plots.check("a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.PNG", "a.svg"]
+
+
+def test_an_svg_concerns_nothing_else_on_its_page() -> None:
+    text = plots.svg(plots.curves, history(), title="a run")
+    assert text == plots.svg(plots.curves, history(), title="a run"), "the same each time"
+    assert text.startswith("<svg")
+    assert "<style" not in text
+    assert "<?xml" not in text
+    assert "#000000" not in text
+    assert "currentColor" in text
+    other = plots.svg(plots.curves, history(9), title="a run")
+    ids = [re.findall(r'\bid="([^"]+)"', one) for one in (text, other)]
+    assert len(set(ids[0] + ids[1])) == len(ids[0]) + len(ids[1]) > 0
+    for one, known in zip((text, other), ids, strict=True):
+        assert set(re.findall(r"url\(#([^)]+)\)", one)) | set(re.findall(r'href="#([^"]+)"', one)) == set(known)

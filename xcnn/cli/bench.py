@@ -121,7 +121,7 @@ def bench(
         files with the JSON lines of earlier measurements, separated by commas, such as those of a long one in parts.
         Nothing is measured: the Markdown tables of all their cells and means are printed.
     plot
-        PNG file for a picture of the speeds.
+        file for a picture, PNG or SVG by its suffix, of the speeds.
     json
         print JSON lines on stdout: one for the machine, one per contestant and case, then the mean ratios and the
         growth of the cost with batches and images.
@@ -175,7 +175,7 @@ def bench(
     if random:
         cases = list(dict.fromkeys(case.capped(KEPT) for case in cases))
     if plot is not None:
-        plots.check()
+        plots.check(plot, "plot")
     check_writable(plot)
     running = room.bench(cases, contestants, rounds, seconds, goes_on=random is not None, cores=busy)
     cores = f"{threads} thread{'s' * (threads > 1)}{' per rank' * (max(several) > 1)}"

@@ -86,7 +86,7 @@ def compare(
         number of threads for the cpu; by default all cores that the process may use. No error or distance depends on
         it.
     plot
-        PNG file for a picture of the errors.
+        file for a picture, PNG or SVG by its suffix, of the errors.
     markdown
         Markdown file for the error and the budget of every tensor.
     json
@@ -111,7 +111,7 @@ def compare(
     batch_size = batch_size or _count(shape)
     dataset = dataset or (room.RANDOM if _large(shape) else "digits")
     if plot is not None:
-        plots.check()
+        plots.check(plot, "plot")
     check_writable(plot, markdown)
     opened = _open(devices, dtypes)
     able, runtimes = _split(opened)

@@ -144,14 +144,14 @@ def trace(
     inside = {name: module for name, module in model.modules() if name}
     for name in off:
         if name not in inside:
-            raise unknown("trace: layer", name, inside)
+            raise UsageError(f"trace: off: {unknown('layer', name, inside)}")
 
     def observer(name: str, module: Module) -> Callable[..., tuple[Any, Any]]:
         forward, leaf = module.forward, not any(module.children())
 
         def observed(x: Any, train: bool = True) -> tuple[Any, Any]:
             y, true_backward = forward(x, train)
-            mask = _mask(name, y, off[name]) if name in off else None
+            mask = _mask(y, off[name]) if name in off else None
             y = y if mask is None else y * mask
             call = Call(name, module, leaf, x, y)
             found.calls.append(call)
@@ -173,14 +173,13 @@ def trace(
     return found
 
 
-def _mask(name: str, y: Any, channels: Sequence[int]) -> Array:
+def _mask(y: Any, channels: Sequence[int]) -> Array:
     """Return an array that is 0 at the channels of y and 1 elsewhere, and broadcasts with y."""
     if not is_array(y) or y.ndim < 2:
-        raise UsageError(f"trace: off: {name} has no channels")
+        raise UsageError("off names a layer without channels")
     mask = np.ones((1, y.shape[1], *(1,) * (y.ndim - 2)), np.float32)
     for channel in channels:
         if not is_integer(channel) or not 0 <= channel < y.shape[1]:
-            wanted = f"a channel of {name}, 0 to {y.shape[1] - 1}"
-            raise UsageError(f"trace: off must name {wanted}, got {shown(channel)}")
+            raise UsageError(f"off must list channels of this layer, 0 to {y.shape[1] - 1}, got {shown(channel)}")
         mask[:, channel] = 0
     return like(mask, y)

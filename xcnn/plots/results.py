@@ -1,11 +1,5 @@
-"""Pictures of results: learning curves, confusion matrix, a prediction, trials of a search, errors of devices, speeds.
+"""Results: learning curves, confusion matrix, a prediction, trials of a search, errors of devices, speeds."""
 
-Each function writes a PNG file to `path`, under a title if there is one, and returns the path. Matplotlib (extra
-`plots`) is imported when the first picture is drawn.
-"""
-
-import importlib.util
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,73 +7,18 @@ from typing import Any
 import numpy as np
 
 from xcnn import _check
-from xcnn._files import replacing
-from xcnn.errors import UsageError, XcnnError, explained, printable
+from xcnn.errors import UsageError, explained
+from xcnn.plots._figure import COLOURS, figure, literal, save
 from xcnn.runs import Search
 from xcnn.training import LRFinder
 
-__all__ = [
-    "NoMatplotlibError",
-    "check",
-    "comparison",
-    "confusion",
-    "curves",
-    "lr_finder",
-    "prediction",
-    "search",
-    "speeds",
-]
+__all__ = ["comparison", "confusion", "curves", "lr_finder", "prediction", "search", "speeds"]
 
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#999999", "#222222")
 _LEAST, _MOST = 1e-3, 1e6
 """The ends of the axis of errors."""
 
 _HIDES = 8
 """Above this multiple of the median, the largest loss would press all others onto the axis."""
-
-_HINT = "pictures need matplotlib; pip install matplotlib"
-
-
-class NoMatplotlibError(XcnnError):
-    """Matplotlib is not installed."""
-
-
-def check() -> None:
-    """Raise a `NoMatplotlibError` if Matplotlib is not installed. Call it before computing a picture's data."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise NoMatplotlibError(_HINT)
-
-
-def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise NoMatplotlibError(_HINT) from None
-    return Figure(figsize=(width, height), layout="constrained", dpi=150)
-
-
-def _save(name: str, figure: Any, path: str | Path, title: str = "") -> Path:
-    """Write the figure of a function with a title, and with a legend if the lines of its first axes have labels."""
-    path = _check.path(name, "path", path)
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    if labels:
-        inches = 0.7 + 0.09 * max(map(len, labels))
-        columns = max(1, min(len(labels), int(figure.get_figwidth() / inches)))
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-    if title:
-        figure.suptitle(_literal(title))
-    with replacing(path) as temporary, warnings.catch_warnings():
-        # Characters that the font lacks are drawn as boxes.
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
-        figure.savefig(temporary, format="png")
-    return path
-
-
-def _literal(text: str) -> str:
-    """Return text that Matplotlib draws as it is: on one line, and without mathematics between dollar signs."""
-    return printable(text).replace("$", r"\$")
 
 
 @explained
@@ -98,9 +37,9 @@ def curves(history: Sequence[dict[str, Any]], path: str | Path, title: str = "",
     further = [name.removeprefix("val_") for record in history for name in record if name.startswith("val_")]
     panels = {name: _curves_of(name, history) for name in dict.fromkeys(["loss", "accuracy", *further])}
     panels = {name: lines for name, lines in panels.items() if lines}
-    figure = _figure(4.5 * len(panels), 3.6)
+    drawn = figure(4.5 * len(panels), 3.6)
     epochs = [record["epoch"] for record in history]
-    for axes, (name, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    for axes, (name, lines) in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for label, (colour, values) in lines.items():
             axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
         every = np.asarray([values for _, values in lines.values()])
@@ -116,7 +55,7 @@ def curves(history: Sequence[dict[str, Any]], path: str | Path, title: str = "",
         else:
             axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis="y", alpha=0.3)
-    return _save("curves", figure, path, title)
+    return save("curves", drawn, path, title)
 
 
 @explained
@@ -127,11 +66,11 @@ def lr_finder(result: LRFinder, path: str | Path, title: str = "") -> Path:
     ----------
     result : what `xcnn.training.find_lr` returns.
     """
-    figure = _figure(6, 3.6)
-    axes = figure.subplots()
-    axes.plot(result.lrs, result.losses, color=_COLOURS[0])
+    drawn = figure(6, 3.6)
+    axes = drawn.subplots()
+    axes.plot(result.lrs, result.losses, color=COLOURS[0])
     if result.suggestion is not None:
-        axes.axvline(result.suggestion, color=_COLOURS[1], linestyle="--", label=f"suggestion: {result.suggestion:.2g}")
+        axes.axvline(result.suggestion, color=COLOURS[1], linestyle="--", label=f"suggestion: {result.suggestion:.2g}")
     axes.set_xscale("log")
     start, least = result.losses[0], min(result.losses)
     height = start - least or 1.0
@@ -139,13 +78,13 @@ def lr_finder(result: LRFinder, path: str | Path, title: str = "") -> Path:
     axes.set_xlabel("learning rate")
     axes.set_ylabel("loss (moving average)")
     axes.grid(alpha=0.3)
-    return _save("lr_finder", figure, path, title)
+    return save("lr_finder", drawn, path, title)
 
 
 def _curves_of(name: str, history: Sequence[dict[str, Any]]) -> dict[str, tuple[str, list[Any]]]:
     """Return colour and values of a metric by the label of its line, for those that every record has."""
     found = {}
-    for key, label, colour in zip(("train", "val"), ("training", "validation"), _COLOURS, strict=False):
+    for key, label, colour in zip(("train", "val"), ("training", "validation"), COLOURS, strict=False):
         values = [record.get(f"{key}_{name}") for record in history]
         if None not in values:
             found[label] = colour, values
@@ -170,8 +109,8 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: str | Path, titl
     counts = np.asarray(counts)
     _check.check_shape("confusion", (k, k), f"of {k} classes", counts=counts)
     side = min(4.5 + 0.25 * k + 0.08 * max(len(name) for name in classes), 16)
-    figure = _figure(side + 1, side)
-    axes = figure.subplots()
+    drawn = figure(side + 1, side)
+    axes = drawn.subplots()
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     right = np.eye(k, dtype=bool)
     worst = max(0.1, np.max(share[~right], initial=0.0))  # otherwise few errors would be as dark as many
@@ -183,21 +122,21 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: str | Path, titl
         if not np.any(share[~hidden]):
             continue
         place = axes.inset_axes((1.04, bottom, 0.025, 0.44))
-        key = figure.colorbar(cells, cax=place, format=_percent)
+        key = drawn.colorbar(cells, cax=place, format=_percent)
         key.set_label(meaning, fontsize=8)
         key.ax.tick_params(labelsize=8)
         key.outline.set_visible(False)
     if k <= 30:
         for i, j in zip(*np.nonzero(counts), strict=True):
-            shade = "white" if share[i, j] > 0.5 * (1.0 if i == j else worst) else "black"
+            shade = "white" if share[i, j] > 0.5 * (1.0 if i == j else worst) else COLOURS[7]
             axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=8, color=shade)
         long = any(len(name) > 3 for name in classes)
-        names = [_literal(name) for name in classes]
+        names = [literal(name) for name in classes]
         axes.set_xticks(range(k), names, rotation=90 if long else 0)
         axes.set_yticks(range(k), names)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    return _save("confusion", figure, path, title)
+    return save("confusion", drawn, path, title)
 
 
 def _percent(share: float, place: object = None) -> str:
@@ -224,9 +163,9 @@ def prediction(
     truth : name of the true class, if it is known.
     photo : (H, W) or (H, W, 3): the picture that `image` was made from, to be drawn beside it.
     """
-    figure = _figure(7 if photo is None else 10, 3.4)
+    drawn = figure(7 if photo is None else 10, 3.4)
     widths = (1, 1.1) if photo is None else (1, 1, 1.1)
-    *pictures, right = figure.subplots(1, len(widths), width_ratios=widths)
+    *pictures, right = drawn.subplots(1, len(widths), width_ratios=widths)
     seen = np.moveaxis(image, 0, -1) if image.shape[0] == 3 else image[0]
     for axes, shown, name in zip(
         pictures[::-1],
@@ -241,20 +180,20 @@ def prediction(
     best = int(probabilities.argmax())
     known = "" if truth is None else f" (true class: {truth})"
     shown = np.sort(np.argsort(-probabilities, kind="stable")[:10])[::-1]
-    colours = [_COLOURS[0] if i == best else "#bbbbbb" for i in shown]
-    bars = right.barh([_literal(classes[i]) for i in shown], probabilities[shown], color=colours)
+    colours = [COLOURS[0] if i == best else "#bbbbbb" for i in shown]
+    bars = right.barh([literal(classes[i]) for i in shown], probabilities[shown], color=colours)
     right.bar_label(bars, labels=[f"{probabilities[i]:.3f}" for i in shown], padding=3, fontsize=8)
     right.set_xlim(0, 1.18)
     right.set_xticks([0, 0.5, 1])
     right.spines["bottom"].set_bounds(0, 1)  # the labels of the bars are beyond
     right.set_xlabel("probability")
-    return _save("prediction", figure, path, f"predicted: {classes[best]}{known}")
+    return save("prediction", drawn, path, f"predicted: {classes[best]}{known}")
 
 
 _STATES = {
-    "complete": ("trained to the end", "o", _COLOURS[0]),
-    "pruned": ("ended early, as worse than the median", "x", _COLOURS[6]),
-    "failed": ("failed, such as by diverging (upper edge)", "X", _COLOURS[1]),
+    "complete": ("trained to the end", "o", COLOURS[0]),
+    "pruned": ("ended early, as worse than the median", "x", COLOURS[6]),
+    "failed": ("failed, such as by diverging (upper edge)", "X", COLOURS[1]),
 }
 """How the trials of a search are drawn: label, marker and colour."""
 
@@ -283,12 +222,12 @@ def search(result: Search, path: str | Path, title: str = "") -> Path:
     count = len(result.variables)
     columns = 2 if count == 4 else min(3, count)
     rows = 1 + -(-count // columns)
-    figure = _figure(max(6.0, 3.2 * columns), 2.7 * rows)
+    drawn = figure(max(6.0, 3.2 * columns), 2.7 * rows)
     from matplotlib.ticker import LogLocator
 
-    grid = figure.add_gridspec(rows, columns)
-    history = figure.add_subplot(grid[0, :])
-    panels = [figure.add_subplot(grid[1 + k // columns, k % columns]) for k in range(count)]
+    grid = drawn.add_gridspec(rows, columns)
+    history = drawn.add_subplot(grid[0, :])
+    panels = [drawn.add_subplot(grid[1 + k // columns, k % columns]) for k in range(count)]
     order = {one.number: float(one.number) for one in shown}
     places = [order, *(_places(variable, shown) for variable in result.variables)]
     for axes, place in zip((history, *panels), places, strict=True):
@@ -300,7 +239,7 @@ def search(result: Search, path: str | Path, title: str = "") -> Path:
         if result.best is not None:
             k = result.best.number
             named = f"best: trial {k}"
-            axes.scatter([place[k]], [heights[k]], s=120, marker="*", color=_COLOURS[2], label=named, zorder=3)
+            axes.scatter([place[k]], [heights[k]], s=120, marker="*", color=COLOURS[2], label=named, zorder=3)
         if least > 0 and top > 2 * least:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -315,13 +254,13 @@ def search(result: Search, path: str | Path, title: str = "") -> Path:
     so_far = np.minimum.accumulate([values[one.number] if one.state == "complete" else np.inf for one in shown])
     known = np.isfinite(so_far)
     numbers = np.asarray([one.number for one in shown])
-    history.step(numbers[known], np.minimum(so_far[known], top), where="post", color=_COLOURS[0], label="best so far")
+    history.step(numbers[known], np.minimum(so_far[known], top), where="post", color=COLOURS[0], label="best so far")
     history.set_xlabel("trial, in the order in which they began")
     history.xaxis.get_major_locator().set_params(integer=True)
     for axes, variable in zip(panels, result.variables, strict=True):
-        axes.set_xlabel(_literal(variable.name))
+        axes.set_xlabel(literal(variable.name))
         if variable.choices:
-            axes.set_xticks(range(len(variable.choices)), [_literal(text) for text in variable.choices])
+            axes.set_xticks(range(len(variable.choices)), [literal(text) for text in variable.choices])
             axes.set_xlim(-0.5, len(variable.choices) - 0.5)
         elif variable.log:
             axes.set_xscale("log")
@@ -337,7 +276,7 @@ def search(result: Search, path: str | Path, title: str = "") -> Path:
             axes.set_xlim(variable.low - beside, variable.high + beside)
             if isinstance(variable.low, int):
                 axes.xaxis.get_major_locator().set_params(integer=True)
-    return _save("search", figure, path, title)
+    return save("search", drawn, path, title)
 
 
 def _places(variable: Any, trials: Sequence[Any]) -> dict[int, float]:
@@ -366,11 +305,11 @@ def comparison(
     """
     places = list(dict.fromkeys(place for row in shares.values() for place in row))
     diverged = {name: steps for name, steps in distances.items() if any(0 < step < np.inf for step in steps)}
-    figure = _figure(5 + (3 if diverged else 0), max(3.6, 1.8 + 0.16 * len(places)))
-    left, *right = figure.subplots(1, 2 if diverged else 1, squeeze=False, width_ratios=(1.7, 1) if diverged else None)[
+    drawn = figure(5 + (3 if diverged else 0), max(3.6, 1.8 + 0.16 * len(places)))
+    left, *right = drawn.subplots(1, 2 if diverged else 1, squeeze=False, width_ratios=(1.7, 1) if diverged else None)[
         0
     ]
-    colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(shares)}
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(shares)}
     for i, (name, row) in enumerate(shares.items()):
         # Errors of 0 are at the left edge, those beyond the axis at the right; devices are slightly above each other.
         values = [min(max(row.get(place, 0.0), _LEAST), _MOST) for place in places]
@@ -396,7 +335,7 @@ def comparison(
         axes.set_anchor("N")
     for axes in (left, *right):
         axes.grid(alpha=0.3)
-    return _save("comparison", figure, path, title)
+    return save("comparison", drawn, path, title)
 
 
 @explained
@@ -408,17 +347,17 @@ def speeds(rates: Mapping[str, Mapping[str, tuple[float, float, float]]], path: 
     rates : by case and contestant: images per second, and both ends of the line that shows their spread.
     """
     names = list(dict.fromkeys(name for row in rates.values() for name in row))
-    figure = _figure(8, 1.6 + 0.3 * len(rates))
-    axes = figure.subplots()
+    drawn = figure(8, 1.6 + 0.3 * len(rates))
+    axes = drawn.subplots()
     for i, name in enumerate(names):
         shown = [(j, row[name]) for j, row in enumerate(rates.values()) if name in row]
         height = [j + 0.5 * (i + 0.5) / len(names) - 0.25 for j, _ in shown]
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         axes.hlines(height, [low for _, (_, low, _) in shown], [high for _, (_, _, high) in shown], color=colour)
         axes.plot([rate for _, (rate, _, _) in shown], height, ".", color=colour, markersize=6, label=name)
     axes.set_xscale("log")
     axes.set_ylim(len(rates) - 0.5, -0.5)
-    axes.set_yticks(range(len(rates)), [_literal(case) for case in rates], fontsize=7)
+    axes.set_yticks(range(len(rates)), [literal(case) for case in rates], fontsize=7)
     axes.set_xlabel("images per second (lines: quartiles of the rounds)")
     axes.grid(axis="x", alpha=0.3)
-    return _save("speeds", figure, path, title)
+    return save("speeds", drawn, path, title)
