@@ -77,6 +77,9 @@ def make_app(session: Session, port: int, tell: Callable[[str], object]) -> Guar
         sentence = said.get(error.status_code, error.detail)
         return Response(refusal(sentence), error.status_code, error.headers, _JSON)
 
+    async def failed(request: Request, error: Exception) -> Response:
+        return Response(refusal(f"unexpected {type(error).__name__}: {error}"), 500, media_type=_JSON)
+
     def of_json(function: Callable[..., Answer], **types: Any) -> Any:
         return change(lambda body, view: function(**_values(body, types), view=view), _JSON)
 
@@ -94,7 +97,7 @@ def make_app(session: Session, port: int, tell: Callable[[str], object]) -> Guar
     routes = [Route(f"/{name}" if name != "index.html" else "/", page) for name in FILES]
     routes += [Route("/api/about", describe)]
     routes += [Route(f"/api/{name}", endpoint, methods=["POST"]) for name, endpoint in changes.items()]
-    handlers: dict[Any, Any] = {XcnnError: wrong, HTTPException: refused}
+    handlers: dict[Any, Any] = {XcnnError: wrong, HTTPException: refused, Exception: failed}
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return Guard(app, port, tell)

@@ -76,7 +76,7 @@ class Guard:
         async def refuse(status: int, sentence: str) -> None:
             body = refusal(sentence)
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-            headers += [(b"connection", b"close")] if status in (408, 413) else []
+            headers += [(b"connection", b"close")] if status == 408 else []
             headers += [(b"retry-after", b"1")] if status in (429, 503) else []
             await answer({"type": "http.response.start", "status": status, "headers": headers})
             await answer({"type": "http.response.body", "body": body if scope["method"] != "HEAD" else b""})

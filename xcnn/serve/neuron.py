@@ -81,10 +81,10 @@ def _cut(x: Any, axes: Any, place: tuple[int, ...], outside: float) -> tuple[Arr
     """Return the window of maps (c, h, w) from which the output at a place is computed, its start and its spacing."""
     window = np.full((x.shape[0], *(axis.kernel for axis in axes)), outside, x.dtype)
     starts = [at * axis.stride - axis.before for at, axis in zip(place, axes, strict=True)]
-    for taps in itertools.product(*(range(axis.kernel) for axis in axes)):
-        pixel = [start + tap * axis.dilation for start, tap, axis in zip(starts, taps, axes, strict=True)]
-        if all(0 <= p < axis.size for p, axis in zip(pixel, axes, strict=True)):
-            window[(slice(None), *taps)] = x[(slice(None), *pixel)]
+    for r, s in itertools.product(*(range(axis.kernel) for axis in axes)):
+        y, z = (start + tap * axis.dilation for start, tap, axis in zip(starts, (r, s), axes, strict=True))
+        if 0 <= y < x.shape[1] and 0 <= z < x.shape[2]:
+            window[:, r, s] = x[:, y, z]
     return window, starts, [axis.dilation for axis in axes]
 
 

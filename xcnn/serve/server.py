@@ -21,7 +21,7 @@ _HEAD_SECONDS = 10.0
 """The longest that a connection may be open without a complete request head."""
 
 _LAST_SECONDS = 1
-"""How long the server waits at its end for requests that are being answered."""
+"""How long the server waits for the end of what is being answered or refused, before it closes."""
 
 
 def check() -> None:
@@ -76,6 +76,11 @@ class Server:
         """Let `run` return; from any thread."""
         self._server.should_exit = True
 
+    @property
+    def started(self) -> bool:
+        """Whether requests are answered; those that come before wait."""
+        return bool(self._server.started)
+
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self.run, name="xcnn serve")
         self._thread.start()
@@ -128,8 +133,11 @@ def _uvicorn(app: Any) -> Any:
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             self._patience: asyncio.TimerHandle | None = self.loop.call_later(_HEAD_SECONDS, self._too_slow)
+            self._refused = False
 
         def data_received(self, data: bytes) -> None:
+            if self._refused:
+                return
             super().data_received(data)
             if self._busy() and self._patience is not None:
                 self._patience.cancel()
@@ -146,6 +154,8 @@ def _uvicorn(app: Any) -> Any:
             super().connection_lost(exc)
 
         def eof_received(self) -> bool | None:
+            if self._refused:
+                return None
             if self._busy():
                 if not self.cycle.more_body:
                     return True  # all has come; the answer is sent before the connection is closed
@@ -160,16 +170,21 @@ def _uvicorn(app: Any) -> Any:
             self.refuse(400, "this is not an HTTP request")
 
         def refuse(self, status: int, sentence: str) -> None:
-            """Answer with a sentence, unless an answer has begun, and close the connection."""
-            if self.transport.is_closing():
+            """Answer with a sentence, unless an answer has begun, and close the connection.
+
+            What still comes is read and dropped for a moment: if it were not, the client might never see the answer.
+            """
+            if self.transport.is_closing() or self._refused:
                 return
+            self._refused = True
             body = refusal(sentence)
             own = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
             with contextlib.suppress(h11.LocalProtocolError):
                 start = h11.Response(status_code=status, headers=list({**own, **HEADERS}.items()))
                 for event in (start, h11.Data(data=body), h11.EndOfMessage()):
                     self.transport.write(self.conn.send(event))
-            self.transport.close()
+                self.transport.write_eof()
+            self.loop.call_later(_LAST_SECONDS, self.transport.close)
 
         def _busy(self) -> bool:
             return self.cycle is not None and not self.cycle.response_complete
