@@ -6,17 +6,34 @@ picture is drawn.
 """
 
 from xcnn.plots._figure import NoMatplotlibError, check, svg
+from xcnn.plots.backward import (
+    convolution_backward,
+    linear_backward,
+    pooling_backward,
+    relu_backward,
+    softmax_backward,
+)
 from xcnn.plots.results import comparison, confusion, curves, lr_finder, prediction, search, speeds
+from xcnn.plots.steps import convolution, pooling, relu, softmax
 
 __all__ = [
     "NoMatplotlibError",
     "check",
     "comparison",
     "confusion",
+    "convolution",
+    "convolution_backward",
     "curves",
+    "linear_backward",
     "lr_finder",
+    "pooling",
+    "pooling_backward",
     "prediction",
+    "relu",
+    "relu_backward",
     "search",
+    "softmax",
+    "softmax_backward",
     "speeds",
     "svg",
 ]
