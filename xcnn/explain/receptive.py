@@ -98,11 +98,11 @@ class Field:
         if not fits:
             wanted = f"an index of the output {self.shape}, with or without the channel"
             raise UsageError(f"window: position must be {wanted}, got {shown(position)}")
-        ends = self._ends
-        if len(place) < len(self.shape):
-            ends, place = np.max(ends, axis=1, keepdims=True), (0, *place)
-        found = ends[(slice(None), *(0 if n == 1 else i for i, n in zip(place, ends.shape[1:], strict=True)))]
-        return tuple(_slice(-first, end) for first, end in zip(found[::2], found[1::2], strict=True))
+        axes = self._ends.shape[len(self._ends.shape) - len(place) :]
+        there = (0 if n == 1 else i for i, n in zip(place, axes, strict=True))
+        found = self._ends[(..., *there)]
+        ends = found if found.ndim == 1 else found.max(axis=1)
+        return tuple(_slice(-first, end) for first, end in zip(ends[::2], ends[1::2], strict=True))
 
 
 def _slice(first: float, end: float) -> slice:
