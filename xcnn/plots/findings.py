@@ -8,7 +8,7 @@ import numpy as np
 
 from xcnn.errors import ShapeError, UsageError, explained
 from xcnn.explain import ConfusedPair, LayerStatistics
-from xcnn.plots._canvas import GREY, MARK, Canvas, host, number, pixels, wrapped
+from xcnn.plots._canvas import DARK, GREY, MARK, Canvas, fitted, host, number, pixels, wrapped
 from xcnn.plots._figure import COLOURS, INK
 
 __all__ = ["activation_statistics", "certain_mistakes", "confused_pairs", "embedding"]
@@ -120,7 +120,7 @@ def confused_pairs(
         raise UsageError(f"{who}: images must be {len(pairs)} arrays, one per pair, got {len(images)}")
     canvas, most = Canvas(), max(pair.count for pair in pairs)
     ruler = Canvas()
-    left = min(3.6, max(ruler.text(0, 0, _pair(pair), 9, bold=True) for pair in pairs)) + 0.2
+    left = min(3.9, max(ruler.text(0, 0, _pair(pair), 9, bold=True) for pair in pairs)) + 0.2
     step = 0.28 if images is None else 0.66
     canvas.text(0, -0.02, "true class → what the network says", 8, colour=GREY)
     words = [f"{pair.count:,}, {pair.share:.1%} of {pair.true}" for pair in pairs]
@@ -144,7 +144,7 @@ def confused_pairs(
 
 
 def _pair(pair: ConfusedPair) -> str:
-    return f"{pair.true} → {pair.predicted}"
+    return " → ".join(fitted(name, 1.7, 9, True) for name in (pair.true, pair.predicted))
 
 
 def _thumb(canvas: Canvas, x: float, y: float, side: float, image: np.ndarray) -> None:
@@ -185,17 +185,22 @@ def certain_mistakes(
         raise UsageError(f"{who}: labels and the columns of probabilities must be of the {len(classes)} classes")
     canvas, side = Canvas(), 1.15
     columns = min(8, len(shown))
-    lines = 2 if all(len(str(name)) < 14 for name in classes) else 3
-    step = side + 0.2 + 0.15 * (lines + 1)
+    lines = 1 if all(len(str(name)) < 12 for name in classes) else 2
+    step = side + 0.2 + 0.16 * (2 * lines + 1)
     for k in range(min(len(shown), _ROWS)):
         row, column = divmod(k, columns)
         x, y = column * (side + 0.14), row * step
         _thumb(canvas, x, y, side, shown[k])
         said = int(p[k].argmax())
-        words = [(f"says {classes[said]}", MARK, True), (f"{p[k, said]:.1%} certain", INK, False)]
-        words.append((f"true: {classes[true[k]]}", INK, False))
-        for i, (text, colour, bold) in enumerate(words):
-            canvas.text(x, y + side + 0.1 + 0.16 * i, text, 8, colour=colour, bold=bold, most=side)
+        words = [(f"says {classes[said]}", MARK, lines), (f"{p[k, said]:.1%} certain", INK, 1)]
+        words.append((f"true: {classes[true[k]]}", INK, lines))
+        down = y + side + 0.1
+        for text, colour, most in words:
+            parts = wrapped(text, side, 8)
+            parts = [*parts[: most - 1], " ".join(parts[most - 1 :])] if len(parts) > most else parts
+            for part in parts:
+                canvas.text(x, down, part, 8, colour=colour, most=side)
+                down += 0.16
     right = int(sum(p[k].argmax() == true[k] for k in range(len(shown))))
     caption = (
         "The wrong answers of which the network was most certain. Look at each: is the label right? Would you have "
@@ -248,13 +253,15 @@ def embedding(
     canvas.axes.scatter(*places[order].T, s=size, c=[colours[place[k]] for k in kinds[order]], linewidths=0, alpha=0.8)
     canvas.reach(width, height + 0.05)
     canvas.reach(0, -0.05)
-    spots: list[tuple[float, float]] = []
+    spots: list[tuple[float, float, float]] = []
     for k in named:
-        x, y = np.median(places[kinds == k], axis=0)
-        while any(abs(x - a) < 0.5 and abs(y - b) < 0.15 for a, b in spots):
-            y += 0.16
-        spots.append((x, y))
-        _label(canvas, float(x), float(y), str(classes[k]), colours[place[k]])
+        x, y = (float(middle) for middle in np.median(places[kinds == k], axis=0))
+        name = fitted(str(classes[k]), 1.5, 9, True)
+        wide = Canvas().text(0, 0, name, 9, bold=True) + 0.12
+        while any(abs(x - a) < (wide + w) / 2 and abs(y - b) < 0.21 for a, b, w in spots):
+            y += 0.07
+        spots.append((x, y, wide))
+        _label(canvas, x, y, name, wide, colours[place[k]])
     how = {
         "pca": "Principal components: the view from the side on which the points differ most. Points that are far "
         "apart here are far apart; some that look close lie one behind the other.",
@@ -279,11 +286,7 @@ def _many(count: int) -> list[str]:
     return [to_hex(colormaps["tab10" if count <= 10 else "tab20"](k)) for k in range(count)]
 
 
-def _label(canvas: Canvas, x: float, y: float, name: str, colour: str) -> None:
+def _label(canvas: Canvas, x: float, y: float, name: str, width: float, colour: str) -> None:
     """Write the name of a class on a light ground, in the middle of its points."""
-    short = wrapped(name, 1.2, 9)[0] if name.strip() else "?"
-    width = Canvas().text(0, 0, short, 9, bold=True)
-    canvas.box(x - width / 2 - 0.05, y - 0.1, width + 0.1, 0.2, "#ffffffd9", colour, 1.0, layer=4)
-    text = canvas.axes.text(x, y, short.replace("$", r"\$"), fontsize=9, ha="center", va="center", weight="bold")
-    text.set(color=COLOURS[7], zorder=5)
-    canvas.reach(x + width / 2, y)
+    canvas.box(x - width / 2, y - 0.1, width, 0.2, "#ffffffd9", colour, 1.0, layer=4)
+    canvas.text(x, y, name, 9, "center", colour=DARK, bold=True, layer=5)

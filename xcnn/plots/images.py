@@ -84,7 +84,9 @@ def _image(caller: str, name: str, values: Any) -> np.ndarray:
 
 def _panel(canvas: Canvas, x: float, y: float, height: float, colours: np.ndarray, most: float = 3.0) -> float:
     """Draw (h, w, 4) colours in a frame and return the place to the right."""
-    width: float = min(most, height * colours.shape[1] / colours.shape[0])
+    width: float = height * colours.shape[1] / colours.shape[0]
+    if width > most:
+        height, width = height * most / width, most
     canvas.image(x, y, width, height, colours)
     canvas.box(x, y, width, height, edge=GREY, line=0.6)
     return x + width
@@ -152,6 +154,7 @@ def filters(weight: Any, path: str | Path, title: str = "", count: int = 64) -> 
     count = _check.integer("filters", "count", count)
     layer, weight = weight if isinstance(weight, tuple) else ("", weight)
     every = host("filters", "weight", weight, 3, 4)
+    size = "x".join(map(str, every.shape[2:]))
     every = every[..., None, :] if every.ndim == 3 else every
     outs, ins, kh, kw = every.shape
     chosen = _strongest(every, count)
@@ -188,8 +191,7 @@ def filters(weight: Any, path: str | Path, title: str = "", count: int = 64) -> 
             "white does not matter."
         )
     some = f"{len(chosen)} of {outs:,} filters, the strongest. " if len(chosen) < outs else f"All {outs:,} filters. "
-    size = f"{kh}x{kw}" if kh > 1 else f"{kw}"
-    caption = f"{some}A filter is a small table of {size} numbers per input that slides over the image. {means}"
+    caption = f"{some}A filter is a small table of {size} numbers per input channel that slides over the image. {means}"
     return canvas.save("filters", path, title or f"Filters{_of(layer)}", caption)
 
 
@@ -350,8 +352,17 @@ def attributions(x: Any, maps: Mapping[str, Any] | Any, path: str | Path, title:
     title = title or ("Which pixels matter" + ("" if len(flat) > 1 else f": {_called(next(iter(flat)))}"))
     if image.ndim == 2:
         _of_signal(canvas, image, flat, most)
-        return canvas.save(who, path, title, caption)
+        for word, other in (
+            ("a pixel gets a little brighter", "a number grows a little"),
+            ("pixel", "number"),
+            ("image", "signal"),
+        ):
+            title, caption = title.replace(word, other), caption.replace(word, other)
+        return canvas.save(
+            who, path, title, caption.replace("Black numbers", "Numbers that are 0").replace("black", "zero")
+        )
     height = _PANEL if len(flat) <= 3 else 1.45
+    height = min(height, 3.0 * image.shape[1] / image.shape[2])
     right = _panel(canvas, 0, 0, height, pixels(image))
     canvas.text(0, -0.11, "the image", 9)
     if len(flat) == 1:
