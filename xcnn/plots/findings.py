@@ -8,8 +8,8 @@ import numpy as np
 
 from xcnn.errors import ShapeError, UsageError, explained
 from xcnn.explain import ConfusedPair, LayerStatistics
-from xcnn.plots._canvas import DARK, GREY, MARK, Canvas, fitted, host, number, pixels, wrapped
-from xcnn.plots._figure import COLOURS, INK
+from xcnn.plots._canvas import DARK, GREY, Canvas, fitted, host, number, pixels, wrapped
+from xcnn.plots._figure import COLOURS
 
 __all__ = ["activation_statistics", "certain_mistakes", "confused_pairs", "embedding"]
 
@@ -19,7 +19,8 @@ _ROWS = 40
 _NAMED = 20
 """The most classes that have a colour and a name of their own."""
 
-_WIDE = 1.05
+_POINTS = 300
+"""Above this number, the points of an SVG are an image."""
 
 
 @explained
@@ -44,7 +45,7 @@ def activation_statistics(rows: Sequence[LayerStatistics], path: str | Path, tit
     for name, x in columns.items():
         canvas.text(x, -0.05, name, 9, bold=True)
     finite = [abs(v) for row in rows for v in (row.mean - row.std, row.mean + row.std) if np.isfinite(v)]
-    most, wide = max(finite, default=0.0) or 1.0, 1.0
+    most, wide = max(finite, default=0.0) or 1.0, 0.6
     middle = columns["mean ± spread"] + 1.25
     for k, row in enumerate(rows):
         y = 0.2 + 0.23 * k
@@ -98,7 +99,7 @@ def _bar(canvas: Canvas, x: float, y: float, share: float, words: str, colour: s
     canvas.box(x, y - 0.07, wide, 0.14, None, GREY, 0.5)
     if share > 0:
         canvas.box(x, y - 0.07, max(wide * min(share, 1.0), 0.012), 0.14, colour, None)
-    canvas.text(x + wide / 2, y, words, 7, "center")
+    canvas.text(x + wide + 0.06, y, words, 7.5)
 
 
 @explained
@@ -192,14 +193,14 @@ def certain_mistakes(
         x, y = column * (side + 0.14), row * step
         _thumb(canvas, x, y, side, shown[k])
         said = int(p[k].argmax())
-        words = [(f"says {classes[said]}", MARK, lines), (f"{p[k, said]:.1%} certain", INK, 1)]
-        words.append((f"true: {classes[true[k]]}", INK, lines))
+        words = [(f"says {classes[said]}", True, lines), (f"{p[k, said]:.1%} certain", False, 1)]
+        words.append((f"true: {classes[true[k]]}", False, lines))
         down = y + side + 0.1
-        for text, colour, most in words:
+        for text, bold, most in words:
             parts = wrapped(text, side, 8)
             parts = [*parts[: most - 1], " ".join(parts[most - 1 :])] if len(parts) > most else parts
             for part in parts:
-                canvas.text(x, down, part, 8, colour=colour, most=side)
+                canvas.text(x, down, part, 8, bold=bold, most=side)
                 down += 0.16
     right = int(sum(p[k].argmax() == true[k] for k in range(len(shown))))
     caption = (
@@ -245,12 +246,20 @@ def embedding(
     colours = _many(len(named))
     size = float(np.clip(4000 / len(found), 3, 22))
     others = ~np.isin(kinds, named)
-    canvas.axes.scatter(*places[others].T, s=size, color="#bbbbbb", linewidths=0)
+    raster = len(found) > _POINTS
+    canvas.axes.scatter(*places[others].T, s=size, color="#999999", linewidths=0, rasterized=raster)
     # In a random but fixed order, so that no class lies on top of all others.
     order = np.random.default_rng(0).permutation(len(found))
     order = order[~others[order]]
     place = {k: i for i, k in enumerate(named)}
-    canvas.axes.scatter(*places[order].T, s=size, c=[colours[place[k]] for k in kinds[order]], linewidths=0, alpha=0.8)
+    canvas.axes.scatter(
+        *places[order].T,
+        s=size,
+        c=[colours[place[k]] for k in kinds[order]],
+        linewidths=0,
+        alpha=0.8,
+        rasterized=raster,
+    )
     canvas.reach(width, height + 0.05)
     canvas.reach(0, -0.05)
     spots: list[tuple[float, float, float]] = []

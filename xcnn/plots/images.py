@@ -62,6 +62,14 @@ _METHODS = {
 }
 """What the attributions of `xcnn.explain` are called, and what a student reads about them."""
 
+_OF_SIGNALS = {
+    "a pixel gets a little brighter": "a number grows a little",
+    "Black pixels": "Numbers that are 0",
+    "pixel": "number",
+    "image": "signal",
+}
+"""What is said of signals in place of images."""
+
 
 def _called(name: str) -> str:
     """Return what an attribution is called."""
@@ -352,15 +360,9 @@ def attributions(x: Any, maps: Mapping[str, Any] | Any, path: str | Path, title:
     title = title or ("Which pixels matter" + ("" if len(flat) > 1 else f": {_called(next(iter(flat)))}"))
     if image.ndim == 2:
         _of_signal(canvas, image, flat, most)
-        for word, other in (
-            ("a pixel gets a little brighter", "a number grows a little"),
-            ("pixel", "number"),
-            ("image", "signal"),
-        ):
+        for word, other in _OF_SIGNALS.items():
             title, caption = title.replace(word, other), caption.replace(word, other)
-        return canvas.save(
-            who, path, title, caption.replace("Black numbers", "Numbers that are 0").replace("black", "zero")
-        )
+        return canvas.save(who, path, title, caption)
     height = _PANEL if len(flat) <= 3 else 1.45
     height = min(height, 3.0 * image.shape[1] / image.shape[2])
     right = _panel(canvas, 0, 0, height, pixels(image))
