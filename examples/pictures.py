@@ -33,8 +33,17 @@ def picture(name: str, draw: Callable[..., Path], *arguments: Any, **options: An
     return name, functools.partial(draw, *arguments, **options)
 
 
-def pictures(restored: runs.Restored, index: int, history: list[dict[str, Any]]) -> Iterator[Picture]:
-    """Yield names of pictures with the functions that draw them into `path`."""
+def pictures(
+    restored: runs.Restored, index: int, history: list[dict[str, Any]], ascent: int = 200
+) -> Iterator[Picture]:
+    """Yield names of pictures with the functions that draw them into `path`.
+
+    Parameters
+    ----------
+    index : of the test image that is explained.
+    history : records of the training.
+    ascent : how many steps the images take that excite the network.
+    """
     model, test = restored.model, restored.test_set()
     classes, shape = list(restored.checkpoint.classes), restored.checkpoint.shape
     x = restored.predict(indices=[index])[0].image[None]
@@ -47,7 +56,7 @@ def pictures(restored: runs.Restored, index: int, history: list[dict[str, Any]])
         yield picture("curves", plots.curves, history)
     yield from steps(found, classes, int(test.y[index]))
     yield from maps(model, found, answer)
-    yield from excited(model, shape, classes)
+    yield from excited(model, shape, classes, ascent)
     yield from mistakes(restored, classes)
 
 
@@ -111,13 +120,13 @@ def maps(model: nn.Module, found: explain.Trace, answer: int) -> Iterator[Pictur
     yield picture("receptive-fields", plots.receptive_fields, x, fields)
 
 
-def excited(model: nn.Module, shape: tuple[int, ...], classes: list[str]) -> Iterator[Picture]:
+def excited(model: nn.Module, shape: tuple[int, ...], classes: list[str], ascent: int) -> Iterator[Picture]:
     """Yield the images that excite the classes and the channels of a convolution most."""
-    made = [explain.maximize_activation(model, None, k, shape) for k in range(min(10, len(classes)))]
+    made = [explain.maximize_activation(model, None, k, shape, ascent) for k in range(min(10, len(classes)))]
     yield picture("excites-classes", plots.maximized, made, labels=classes[: len(made)])
-    conv = [name for name, module in model.modules() if isinstance(module, nn.Conv2d)][1]
+    conv = [name for name, module in model.modules() if isinstance(module, nn.Conv2d)][:2][-1]
     count = min(10, explain.filters(model, conv).weight.shape[0])
-    channels = [explain.maximize_activation(model, conv, k, shape, steps=60) for k in range(count)]
+    channels = [explain.maximize_activation(model, conv, k, shape, ascent // 2) for k in range(count)]
     yield picture("excites-channels", plots.maximized, channels, layer=conv)
 
 

@@ -3,7 +3,9 @@
 import base64
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from svg_texts import joined, texts
 from xcnn import explain, nn, plots
 from xcnn.errors import ShapeError, UsageError
 from xcnn.explain import ConfusedPair, LayerStatistics
+from xcnn.runs import restore
 
 pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
@@ -218,3 +221,19 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, draw: object, error: ty
     with pytest.raises(error, match=message):
         draw(tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_example_draws_every_picture(
+    checkpoint: Path, load_example: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    example = load_example("pictures")
+    drawn = []
+    named = dict(example.pictures(restore(checkpoint.parent), 3, [{"epoch": 1, "train_loss": 1.0}], 2))
+    used = {part.func.__name__ for part in named.values()}
+    others = {"NoMatplotlibError", "check", "svg", "comparison", "lr_finder", "search", "speeds"}
+    assert used == set(plots.__all__) - others
+    for name in ("back-softmax", "certain-mistakes"):
+        drawn.append(named[name](path=tmp_path / f"{name}.png"))
+    example.contact_sheet(drawn, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width == 2400
