@@ -253,6 +253,7 @@ def test_a_neuron_is_the_sum_of_what_feeds_it(page: Page) -> None:
     total = arrays["products"].sum(dtype=np.float64) + header["feeds"]["bias"]
     assert header["value"] == pytest.approx(total, rel=1e-4, abs=1e-5)
     assert header["feeds"]["start"] == [3, -1]
+    assert header["field"] == [[2, 7], [0, 3]]  # two convolutions of 3 x 3, cut at the border
     assert "layer must be from 0 to" in page.refused("neuron", {"layer": 99, "index": [0]})
     assert "index must be a place in" in page.refused("neuron", {"layer": 2, "index": [3, 99, 0]})
 

@@ -107,9 +107,7 @@ class Session:
         if tuple(scores.shape) != (1, len(self.classes)):
             wanted, came = f"(n, {len(self.classes)}), a score per class", tuple(scores.shape)
             raise UsageError(f"serve: the network must give {wanted}, got {came}")
-        self._fields = (
-            list(explain.receptive_fields(self.model, self.shape)) if hasattr(explain, "receptive_fields") else []
-        )
+        self._fields = explain.receptive_fields(self.model, self.shape)
         self.look(View({}, 0))  # compiles what has to be compiled
 
     def about(self) -> dict[str, Any]:
@@ -273,7 +271,7 @@ class Session:
                 "layer": layer,
                 "index": list(index),
                 "value": float(to_numpy(call.y)[0][index]),
-                "field": self._field(layer, index),
+                "field": self._field(call.name, index),
                 "feeds": what,
                 "off": index[0] in self.off.get(call.name, ()),
             }
@@ -355,14 +353,9 @@ class Session:
         calls = run.layers
         return arrays + [self._maps("dy", p, calls[p].dy, n) for p, n in asked.items() if is_array(calls[p].dy)]
 
-    def _field(self, layer: int, index: tuple[int, ...]) -> list[list[int]] | None:
-        """Return the rows and columns (start, stop) of the image on which a neuron depends."""
-        try:
-            leaves = [found for call, found in zip(self._run().calls, self._fields, strict=True) if call.leaf]
-            window = leaves[layer].window(index[1:])
-        except (UsageError, AttributeError, ValueError):
-            return None
-        return [[part.start, part.stop] for part in window]
+    def _field(self, name: str, index: tuple[int, ...]) -> list[list[int]]:
+        """Return the rows and columns (start, stop) of the picture on which a neuron depends."""
+        return [[part.start, part.stop] for part in self._fields[name].window(index)]
 
 
 def _is_finite(slots: Mapping[str, Parameter]) -> bool:

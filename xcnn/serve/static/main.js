@@ -139,8 +139,7 @@ function found(answer) {
   document.body.classList.add("sheet");
   neuron.show(answer, gradient(answer.header));
   const { field } = answer.header;
-  get("field").hidden = !field;
-  if (!field) return;
+  get("field").hidden = field.some(([from, to]) => from === to);
   const [h, w] = network.shape.slice(1);
   const [[top, bottom], [left, right]] = field;
   const box = { top: top / h, height: (bottom - top) / h, left: left / w, width: (right - left) / w };

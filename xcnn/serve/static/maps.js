@@ -153,6 +153,7 @@ export class Layers {
       const button = element("button", "", "map");
       button.type = "button";
       button.tabIndex = channel ? -1 : 0;
+      button.ariaLabel = `${layer.name} ${layer.kind}${vector ? "" : `, channel ${channel}`}`;
       button.style.width = `${wide}px`;
       button.style.aspectRatio = `${w} / ${h}`;
       const canvas = document.createElement("canvas");
