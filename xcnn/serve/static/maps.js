@@ -274,10 +274,11 @@ export class Layers {
 
   /** Lets the layers light up one after the other from the last to the first, as the gradient runs. */
   flow() {
+    const count = this.rows.length;
+    for (const { row } of this.rows) row.classList.remove("flow");
+    void this.rows[0]?.row.offsetWidth; // so that the animation begins again
     this.rows.forEach(({ row }, place) => {
-      row.classList.remove("flow");
-      void row.offsetWidth; // so that the animation begins again
-      row.style.setProperty("--wait", `${(this.rows.length - 1 - place) * 0.06}s`);
+      row.style.setProperty("--wait", `${(count - 1 - place) * Math.min(0.06, 1.5 / count)}s`);
       row.classList.add("flow");
     });
   }
