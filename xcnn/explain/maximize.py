@@ -21,11 +21,11 @@ def maximize_activation(
     channel: int,
     shape: Sequence[int],
     steps: int = 200,
-    lr: float = 0.02,
+    lr: float = 0.05,
     rng: np.random.Generator | int = 0,
     decay: float = 0.01,
-    blur: float = 0.05,
-    jitter: int = 1,
+    blur: float = 0.02,
+    jitter: int | None = None,
     bounds: tuple[float, float] | None = (0.0, 1.0),
 ) -> Array:
     """Return an image for which the mean of a channel is large, by gradient ascent from noise.
@@ -39,13 +39,15 @@ def maximize_activation(
     layer : dotted name of a module; None for the output of the network, whose channels are the classes.
     channel : its channel, or its number if it returns rows of numbers.
     shape : shape of the image (c, h, w).
-    steps : the number of steps, the same number for every image.
-    lr : how far a step moves: the root of the mean square of the change of the pixels.
+    steps : the number of steps.
+    lr : how far a step moves: the root of the mean square of the change of the pixels, as a share of the distance of
+        the bounds.
     rng : a generator or a seed of the noise and the jitter, which are drawn on the host, the same on every device.
     decay : the share of its distance from the middle of `bounds`, or from 0, that each pixel loses per step.
     blur : the share of each neighbour that is mixed into a pixel per step and axis, at most 1/3: it suppresses the
         checkerboards to which networks react strongly.
-    jitter : the most pixels by which the image is shifted before a step, and back after it.
+    jitter : the most pixels by which the image is shifted before a step, and back after it; by default a sixteenth of
+        its smallest side, rounded down.
     bounds : the smallest and largest number of an image, here those of `data.to_float`; None for none.
 
     Returns
@@ -69,7 +71,7 @@ def maximize_activation(
     if not isinstance(shape, Sequence) or len(shape) < 1 or not all(is_integer(n) and n > 0 for n in shape):
         raise UsageError(f"{caller}: shape must be that of one image, (c, h, w), got {shown(shape)}")
     integer(caller, "steps", steps)
-    integer(caller, "jitter", jitter, minimum=0)
+    most = min(shape[1:], default=0) // 16 if jitter is None else integer(caller, "jitter", jitter, minimum=0)
     number(caller, "lr", lr, "(0, inf)")
     number(caller, "decay", decay, "[0, 1)")
     number(caller, "blur", blur, "[0, 0.34)")
@@ -83,7 +85,7 @@ def maximize_activation(
 
     image = np.clip(middle + 0.1 * spread * drawn.standard_normal(tuple(shape)), low, high)
     for _ in range(steps):
-        shifts = drawn.integers(-jitter, jitter + 1, len(axes)).tolist()
+        shifts = drawn.integers(-most, most + 1, len(axes)).tolist()
         slope = _slope(caller, model, layer, channel, placed(np.roll(image, shifts, axes)[None]))
         slope = np.roll(slope, [-shift for shift in shifts], axes)
         size = float(np.sqrt(np.mean(slope * slope)))
