@@ -25,10 +25,13 @@ from xcnn.serve.neuron import Array, feeds
 from xcnn.training import LOSSES
 from xcnn.training.feed import dtype_of, place
 
-__all__ = ["MOST_RATE", "WHY", "Answer", "Session", "View"]
+__all__ = ["MOST_BYTES", "MOST_RATE", "WHY", "Answer", "Session", "View"]
 
 Answer = tuple[dict[str, Any], list[tuple[dict[str, Any], Array]]]
 """A header, and arrays, each with what it is; see `wire.pack`."""
+
+MOST_BYTES = 16 * 2**20
+"""The longest image file."""
 
 MOST_RATE = 1.0
 """The largest learning rate of a step."""
@@ -107,7 +110,8 @@ class Session:
         if tuple(scores.shape) != (1, len(self.classes)):
             wanted, came = f"(n, {len(self.classes)}), a score per class", tuple(scores.shape)
             raise UsageError(f"serve: the network must give {wanted}, got {came}")
-        self._fields = explain.receptive_fields(self.model, self.shape)
+        with self.device.active():
+            self._fields = explain.receptive_fields(self.model, self.shape)
         self.look(View({}, 0))  # compiles what has to be compiled
 
     def about(self) -> dict[str, Any]:
@@ -123,13 +127,14 @@ class Session:
                 "test": 0 if self.test is None else len(self.test),
                 "no_test": self.no_test,
                 "rate": {"most": MOST_RATE, "usual": 0.01},
+                "most": MOST_BYTES,
                 "device": self.device.name,
                 "layers": [self._row(call) for call in self._run().layers],
             }
 
     def look(self, view: View) -> Answer:
         """Return the picture, the maps of the layers in view, the scores, and the gradients of a score."""
-        with self._lock:
+        with self._lock, self.device.active():
             calls = self._run().layers
             arrays: list[tuple[dict[str, Any], Array]] = [({"kind": "x"}, self._x[0])]
             scores = self._run().y

@@ -127,9 +127,10 @@ function changes({ off, edited, losses }) {
   if (losses.length) get("losses").textContent = `Loss on this picture: ${losses.slice(-6).map((one) => one.toPrecision(3)).join(" → ")}`;
 }
 
-/** Chooses a neuron; with the panel at the bottom, only a click or key opens it. */
-function choose(layer, index) {
+/** Chooses a neuron; screen readers hear of those that keys have chosen. */
+function choose(layer, index, byKey) {
   state.neuron = [layer, index];
+  neuron.spoken = byKey;
   server.neuron(layer, index);
 }
 
@@ -192,6 +193,7 @@ function example(index) {
 }
 
 function photo(file) {
+  if (file.size > network.most) return failed(`The photo has more than ${network.most >> 20} MiB.`);
   pad.wipe();
   server.change("photo", file);
 }

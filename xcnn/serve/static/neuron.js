@@ -44,7 +44,7 @@ export class Neuron {
     const { header } = this.answer;
     const { feeds, field } = header;
     this.value = element("p", "", "value");
-    this.value.ariaLive = "polite";
+    this.value.ariaLive = this.spoken ? "polite" : "off";
     const off = element("button", shapeWord(this.layers[header.layer]));
     off.type = "button";
     off.id = "off";
