@@ -126,7 +126,7 @@ class Session:
                 "side": SIDE,
                 "test": 0 if self.test is None else len(self.test),
                 "no_test": self.no_test,
-                "rate": {"most": MOST_RATE, "usual": 0.01},
+                "rate": {"most": MOST_RATE, "usual": 0.001},
                 "most": MOST_BYTES,
                 "device": self.device.name,
                 "layers": [self._row(call) for call in self._run().layers],

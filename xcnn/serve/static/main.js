@@ -1,7 +1,7 @@
 // Puts the page together: what is asked for, what an answer changes, and the controls.
 
 import { Layers, element, paintImage, paintOver, themeChanged } from "./maps.js";
-import { Neuron } from "./neuron.js";
+import { Neuron, place } from "./neuron.js";
 import { Pad } from "./pad.js";
 import { Server, about } from "./server.js";
 
@@ -15,7 +15,7 @@ const state = { target: null, why: "gradient", neuron: null, last: null, order: 
 get("title").textContent = `${network.title} on ${network.dataset || "its images"}`;
 const layers = new Layers(get("rows"), network.layers, choose, () => server.look());
 const server = new Server(view, shown, found, failed);
-const neuron = new Neuron(get("neuron"), network.layers, (name, body) => server.change(name, body));
+const neuron = new Neuron(get("neuron"), network.layers, get("input").firstChild, (name, body) => server.change(name, body));
 const pad = new Pad(get("pad"), network.side, network.light, (ink, since) => server.draw(ink, since), (text) => (get("said").textContent = text));
 
 function view() {
@@ -141,10 +141,7 @@ function found(answer) {
   neuron.show(answer, gradient(answer.header));
   const { field } = answer.header;
   get("field").hidden = field.some(([from, to]) => from === to);
-  const [h, w] = network.shape.slice(1);
-  const [[top, bottom], [left, right]] = field;
-  const box = { top: top / h, height: (bottom - top) / h, left: left / w, width: (right - left) / w };
-  for (const [side, share] of Object.entries(box)) get("field").style[side] = `${share * 100}%`;
+  place(get("field"), field, ...network.shape.slice(1));
 }
 
 /** Returns the gradient of the chosen class at a neuron, if it is among the arrays of the page. */
