@@ -338,7 +338,8 @@ def test_a_report_shows_settings_history_and_mistakes(restored, reported, checkp
     assert head[:3] == ["epoch", "training loss", "training accuracy"]
     assert [row[1] for row in rows] == [f"{record['train_loss']:.4g}" for record in history]
     curves = [found for tag, found in page.tags if tag == "svg" and found.get("role") == "img"]
-    assert [found["aria-label"] for found in curves] == ["Loss over the epochs", "Accuracy over the epochs"]
+    assert [found["aria-label"] for found in curves[:2]] == ["Loss over the epochs", "Accuracy over the epochs"]
+    assert curves[2]["aria-label"].startswith("The network. Each box is a layer")
 
     test = restored.test_set()
     probabilities = np.concatenate(
@@ -493,7 +494,8 @@ def test_the_command_of_a_report_trains_with_the_same_settings(checkpoint, monke
     config = Config(
         dataset="folder", data_dir=Path("/tmp/my photos"), image_size=48, model="report", normalize=True,
         model_options={"filters": 8, "name": 'a "b" $c', "text": "8"}, init=Path("/tmp/it's.pth"),
-        freeze=("0.*", "*.bias"), epochs=3, opt="sgd", opt_options={"nesterov": True}, augment=("flip", "crop"), ema=0.5, seed=2**40,
+        freeze=("0.*", "*.bias"), epochs=3, opt="sgd",
+        opt_options={"nesterov": True}, augment=("flip", "crop"), ema=0.5, seed=2**40,
         class_weight="balanced", accumulate=2, lr=0.1 + 0.2,
     )  # fmt: skip
     for one in (config, Config(), Config(**_settings(restore(checkpoint)))):

@@ -398,6 +398,7 @@ class _Writer:
             else ""
         )
         parts: list[Any] = [
+            self._drawing(),
             element("p", said + change),
             _folded("layers", table("The layers", head, rows, numbers=(3, 4, 5, 6), class_="wide"), len(summary.rows)),
             element("h3", "What the layers give"),
@@ -407,6 +408,14 @@ class _Writer:
         else:
             parts.append(self._statistics(tested))
         return parts
+
+    def _drawing(self) -> Content:
+        """Return a drawing of the network, in a box of its own if it is wide."""
+        try:
+            drawn = Html(plots.svg(plots.network, self.restored.model, self.checkpoint.shape))
+        except XcnnError as error:
+            return _note(f"The network is not drawn: {error}.")
+        return element("div", drawn, class_="drawing", tabindex="0", role="group", aria_label="drawing of the network")
 
     def _moved(self) -> dict[str, str]:
         """Return by layer how far its weights moved, relative to their length at the start."""
