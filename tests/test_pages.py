@@ -270,8 +270,8 @@ def test_a_photo_is_shown_beside_what_the_network_sees(restored, tmp_path):
     assert "<b>&'photo\".png" in page.said
 
 
-def hostile(restored, folder):
-    """A model whose classes, data set, name and origin are hostile."""
+def hostile(restored):
+    """Return a model whose classes, data set and origin have hostile names."""
     test = restored.test_set()
     found = dataclasses.replace(
         restored.checkpoint,
@@ -299,7 +299,7 @@ def test_no_name_can_change_a_page(restored, checkpoint, tmp_path):
     lines = (folder / "history.jsonl").read_text().splitlines()
     first = json.loads(lines[0]) | {HOSTILE[0]: 1, HOSTILE[4]: HOSTILE[1]}
     (folder / "history.jsonl").write_text("\n".join([json.dumps(first), *lines[1:], "damaged", "[]"]))
-    mean = hostile(restored, folder)
+    mean = hostile(restored)
     pages.report(mean, folder, tmp_path / "report.html")
     pages.explanation(mean, tmp_path / "page.html", indices=[3, 4], source=HOSTILE[1], target=HOSTILE[2])
     for name in ("report.html", "page.html"):
