@@ -17,7 +17,7 @@ import xcnn
 from xcnn import explain, pages, plots
 from xcnn.data import Dataset
 from xcnn.devices import to_numpy
-from xcnn.errors import DataError, UsageError, WriteError
+from xcnn.errors import DataError, DeviceError, UsageError, WriteError
 from xcnn.pages import _html, _pictures, _run, _words
 from xcnn.pages.explanation import _rank_correlation
 from xcnn.runs import Config, restore, train
@@ -232,6 +232,19 @@ def test_pages_are_the_same_bytes_each_time(restored, reported, checkpoint, tmp_
     check(tmp_path / "a.html")
     pages.report(restore(checkpoint.parent), checkpoint.parent, tmp_path / "c.html")
     assert (tmp_path / "c.html").read_bytes() == reported[2].read_bytes()
+
+
+@pytest.mark.parametrize("device", ["strict", "torch"])
+def test_pages_of_another_library_say_the_same(reported, checkpoint, tmp_path, device):
+    try:
+        elsewhere = restore(checkpoint.parent, device)
+    except DeviceError as error:
+        pytest.skip(str(error))
+    pages.report(elsewhere, checkpoint.parent, tmp_path / "report.html")
+    assert check(tmp_path / "report.html").tables.keys() == reported[0].tables.keys()
+    pages.explanation(elsewhere, tmp_path / "page.html", indices=[3])
+    facts = dict(check(tmp_path / "page.html").tables["What this page was computed with"][1:])
+    assert facts["computed on"].startswith(device)
 
 
 def test_every_method_and_code_of_ones_own_can_be_asked(xcnn, checkpoint, tmp_path):

@@ -1,5 +1,6 @@
 """`report`: a page on a whole run."""
 
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -183,7 +184,7 @@ class _Writer:
     def result(self, tested: _Tested | None) -> Content:
         """Return what the run reached, in a few rows."""
         run, config = self.run, self.run.config
-        done = len(run.history)
+        done, trained = len(run.history), self.checkpoint.dataset
         notes = []
         if run.ended is False:
             notes.append(_note(f"This run was not trained to its end: {done} of {config.epochs} epochs are complete."))
@@ -191,6 +192,8 @@ class _Writer:
             notes.append(_note(f"This run stopped early: {run.note}."))
         if tested is None:
             notes.append(_note(self.untested))
+        elif self.restored.dataset != self.checkpoint.dataset:
+            notes.append(_note("Tested on another data set than the one that it was trained on, ", name(trained), "."))
         elif (then := _image_print(self.checkpoint.origin)) and then != tested.data.fingerprint():
             notes.append(_note("The test images are not those of the run: they have changed since."))
         rows: list[tuple[Any, Any]] = [("network", code(self.network)), ("data set", name(self.restored.title))]
@@ -203,7 +206,7 @@ class _Writer:
             ]
         rows += [
             ("weights", self.checkpoint.weights or "unknown"),
-            ("parameters", f"{sum(int(one.data.size) for one in self.restored.model.parameters()):,}"),
+            ("parameters", f"{sum(math.prod(one.data.shape) for one in self.restored.model.parameters()):,}"),
             ("classes", f"{len(self.checkpoint.classes):,}"),
             ("epochs", f"{done} of {config.epochs}"),
         ]

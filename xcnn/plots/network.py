@@ -4,6 +4,7 @@ The layout is simple on purpose. A block is a frame; inside it, a layer stands b
 and beside those that it does not depend on. A connection that would cross a layer goes around, at the right.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,7 +140,7 @@ def network(model: Module, shape: Sequence[int], path: str | Path, depth: int | 
     _start(canvas, root, shape, found, edges)
     _draw(canvas, root, outer=True)
     _connect(canvas, root, edges, bends)
-    count = sum(slot.data.size for slot in model.parameters())
+    count = sum(math.prod(slot.data.shape) for slot in model.parameters())
     return canvas.save("network", path, title or "The network", _caption(root, found, count, bool(fields)))
 
 
@@ -331,7 +332,7 @@ def _shape(call: Call) -> tuple[int, ...]:
 
 
 def _size(call: Call) -> int:
-    return sum(slot.data.size for slot in call.module.parameters())
+    return sum(math.prod(slot.data.shape) for slot in call.module.parameters())
 
 
 def _fold(frame: _Frame, edges: _Edges, replaced: dict[_Box, _Box | None]) -> None:
@@ -403,7 +404,7 @@ def _write(part: _Part, fields: Mapping[str, Any], seen: dict[int, bool]) -> Non
             part.lines.append("+ " + " + ".join(names[1:]))
     end = part.calls[-1]
     facts = ["x".join(f"{int(n)}" for n in y.shape[1:]) or "1" for y in _arrays(end.y)]
-    slots = {id(slot): slot.data.size for call in part.calls for slot in call.module.parameters()}
+    slots = {id(slot): math.prod(slot.data.shape) for call in part.calls for slot in call.module.parameters()}
     count = sum(size for one, size in slots.items() if one not in seen)
     seen.update(dict.fromkeys(slots, True))
     if count:
