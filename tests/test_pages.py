@@ -457,6 +457,24 @@ def test_a_report_says_that_the_test_images_have_changed(restored, checkpoint, t
     assert "The test images are not those of the run: they have changed since." in check(tmp_path / "report.html").said
 
 
+@pytest.mark.parametrize("kind", ["ignored", "shares"])
+def test_images_without_a_class(restored, checkpoint, tmp_path, kind):
+    test = restored.test_set()
+    y = np.where(np.arange(len(test)) < 300, test.y, -100) if kind == "ignored" else np.full((len(test), 10), 0.1)
+    other = dataclasses.replace(restored, load=lambda part, size: Dataset(test.x, y, test.classes))
+    metrics = pages.report(other, checkpoint.parent, tmp_path / "report.html")
+    page = check(tmp_path / "report.html")
+    if kind == "ignored":
+        wrong = 300 - metrics.correct
+        assert f"{len(test)}, {wrong} of them classified wrongly" in page.said
+        assert f" of {wrong} mistakes." in page.said
+    else:
+        assert "The targets of this data set are shares of several classes" in page.said
+    (shown,) = pages.explanation(other, tmp_path / "page.html", indices=[310])
+    assert shown.truth == ""
+    assert "That is" not in check(tmp_path / "page.html").said
+
+
 def test_no_code_is_imported_because_a_run_names_it(restored, checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("evil.py").write_text("raise SystemExit('imported')")

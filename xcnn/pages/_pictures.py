@@ -87,8 +87,13 @@ def _image(pixels: np.ndarray) -> Any:
 
 
 def _levels(image: np.ndarray) -> np.ndarray:
-    """Return (h, w) or (h, w, 3) uint8 of an image (c, h, w) from 0 to 1; other channels than 1 or 3 are averaged."""
-    pixels = np.clip(np.nan_to_num(np.asarray(image, np.float64)), 0.0, 1.0)
+    """Return (h, w) or (h, w, 3) uint8 of an image (c, h, w), whose channels are averaged unless they are 1 or 3.
+
+    0 is black and 1 is white, or if there are numbers beyond, the least and the largest are.
+    """
+    pixels = np.nan_to_num(np.asarray(image, np.float64))
+    low, high = min(0.0, float(pixels.min())), max(1.0, float(pixels.max()))
+    pixels = (pixels - low) / (high - low)
     pixels = np.moveaxis(pixels, 0, -1) if len(pixels) == 3 else pixels.mean(axis=0)
     return np.asarray(np.rint(255 * pixels), np.uint8)
 

@@ -277,8 +277,10 @@ class _Writer:
         if tested is None:
             return _note("Not shown, as there are no test results.")
         classes, labels = self.checkpoint.classes, tested.labels
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            return _note("The targets of this data set are shares of several classes, so no answer is simply wrong.")
         said = tested.probabilities.argmax(axis=1)
-        wrong = np.flatnonzero(said != labels)
+        wrong = np.flatnonzero((said != labels) & (labels >= 0))  # those below 0 count as no label
         if not len(wrong):
             return element("p", "There are none: every test image is classified rightly.")
         certain = tested.probabilities[np.arange(len(said)), said]
