@@ -98,10 +98,12 @@ def _levels(image: np.ndarray) -> np.ndarray:
     return np.asarray(np.rint(255 * pixels), np.uint8)
 
 
-def seen(image: np.ndarray, alt: str, class_: str = "picture") -> Html:
-    """Return the picture of an image (c, h, w) from 0 to 1."""
-    levels = _levels(image)
-    return picture(encode(_image(levels)), alt, (levels.shape[1], levels.shape[0]), class_)
+def seen(image: np.ndarray, alt: str, class_: str = "picture", most: int | None = None) -> Html:
+    """Return the picture of an image (c, h, w) from 0 to 1, made smaller if a side has more than `most` pixels."""
+    shown = _image(_levels(image))
+    if most is not None and max(shown.size) > most:
+        shown.thumbnail((most, most))
+    return picture(encode(shown), alt, shown.size, class_)
 
 
 def grey(pixels: np.ndarray, alt: str) -> Html:
