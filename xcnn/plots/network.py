@@ -430,13 +430,19 @@ def _called(call: Call) -> str:
         words.append(_times(kernel, rank))
     usual = kernel if "Pool" in name else 1
     if stride is not None and _times(stride, 2) != _times(usual, 2):
-        words.append(f"stride {stride if not isinstance(stride, tuple) else _times(stride, 2)}")
+        words.append(f"stride {_short(stride)}")
     dilation, groups = getattr(module, "dilation", 1), getattr(module, "groups", 1)
     if _times(dilation, 2) != "1x1":
-        words.append(f"dilation {_times(dilation, 2)}")
+        words.append(f"dilation {_short(dilation)}")
     if groups != 1:
         words.append("depthwise" if groups == getattr(module, "in_channels", None) else f"{groups} groups")
     return " ".join(words[:2]) + "".join(f", {word}" for word in words[2:])
+
+
+def _short(sizes: Any) -> str:
+    """Return one number where all are equal."""
+    several = sizes if isinstance(sizes, tuple | list) else (sizes,)
+    return str(several[0]) if len(set(several)) == 1 else "x".join(map(str, several))
 
 
 def _times(sizes: Any, rank: int) -> str:
