@@ -109,7 +109,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types of the package and the examples with mypy in strict mode."""
-    session.install(".[onnx,plots]", "mypy>=1.15")
+    session.install(".[onnx,plots,serve]", "mypy>=1.15")
     session.run("mypy")
 
 
@@ -213,6 +213,14 @@ def endurance(session: nox.Session) -> None:
         session.run("unshare", "-Urm", "python", "tests/full_disk.py", "tmpfs", session.create_tmp(), external=True)
     session.run("python", "tests/soak.py", "--steps", "20000", "--epochs", "24")
     session.run("python", "tests/large_folder.py")
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Use the page of `xcnn serve` in Chromium, which must be installed with its driver, as in Debian's packages."""
+    session.install(".[test]", "selenium>=4.20")
+    data = {"XCNN_TEST_DATA": str(DATA)} if DATA.is_dir() else {}
+    session.run("python", "-m", "pytest", "-rA", "tests/test_serve_browser.py", *session.posargs, env=data)
 
 
 @nox.session

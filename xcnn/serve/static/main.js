@@ -127,9 +127,10 @@ function changes({ off, edited, losses }) {
   if (losses.length) get("losses").textContent = `Loss on this picture: ${losses.slice(-6).map((one) => one.toPrecision(3)).join(" → ")}`;
 }
 
-/** Chooses a neuron; with the panel at the bottom, only a click or key opens it. */
-function choose(layer, index) {
+/** Chooses a neuron; screen readers hear of those that keys have chosen. */
+function choose(layer, index, byKey) {
   state.neuron = [layer, index];
+  neuron.spoken = byKey;
   server.neuron(layer, index);
 }
 
@@ -139,8 +140,7 @@ function found(answer) {
   document.body.classList.add("sheet");
   neuron.show(answer, gradient(answer.header));
   const { field } = answer.header;
-  get("field").hidden = !field;
-  if (!field) return;
+  get("field").hidden = field.some(([from, to]) => from === to);
   const [h, w] = network.shape.slice(1);
   const [[top, bottom], [left, right]] = field;
   const box = { top: top / h, height: (bottom - top) / h, left: left / w, width: (right - left) / w };
@@ -193,6 +193,7 @@ function example(index) {
 }
 
 function photo(file) {
+  if (file.size > network.most) return failed(`The photo has more than ${network.most >> 20} MiB.`);
   pad.wipe();
   server.change("photo", file);
 }

@@ -44,7 +44,7 @@ export class Neuron {
     const { header } = this.answer;
     const { feeds, field } = header;
     this.value = element("p", "", "value");
-    this.value.ariaLive = "polite";
+    this.value.ariaLive = this.spoken ? "polite" : "off";
     const off = element("button", shapeWord(this.layers[header.layer]));
     off.type = "button";
     off.id = "off";
@@ -53,9 +53,10 @@ export class Neuron {
       this.change("switch", { layer: header.layer, channel: header.index[0], off: !this.answer.header.off });
     });
     const sees = element("p", "", "small");
-    sees.textContent = field
+    const empty = field.some(([from, to]) => from === to);
+    sees.textContent = !empty
       ? `It depends on rows ${field[0][0]} to ${field[0][1] - 1} and columns ${field[1][0]} to ${field[1][1] - 1} of the picture, which are framed.`
-      : "";
+      : "It depends on no pixel: it sees only padding.";
     this.parts = element("div");
     const top = element("div", "", "row top");
     top.append(this.value, off);
