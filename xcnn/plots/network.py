@@ -4,6 +4,7 @@ The layout is simple on purpose. A block is a frame; inside it, a layer stands b
 and beside those that it does not depend on. A connection that would cross a layer goes around, at the right.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,7 +140,7 @@ def network(model: Module, shape: Sequence[int], path: str | Path, depth: int | 
     _start(canvas, root, shape, found, edges)
     _draw(canvas, root, outer=True)
     _connect(canvas, root, edges, bends)
-    count = sum(slot.data.size for slot in model.parameters())
+    count = sum(math.prod(slot.data.shape) for slot in model.parameters())
     return canvas.save("network", path, title or "The network", _caption(root, found, count, bool(fields)))
 
 
@@ -331,7 +332,7 @@ def _shape(call: Call) -> tuple[int, ...]:
 
 
 def _size(call: Call) -> int:
-    return sum(slot.data.size for slot in call.module.parameters())
+    return sum(math.prod(slot.data.shape) for slot in call.module.parameters())
 
 
 def _fold(frame: _Frame, edges: _Edges, replaced: dict[_Box, _Box | None]) -> None:
@@ -403,7 +404,7 @@ def _write(part: _Part, fields: Mapping[str, Any], seen: dict[int, bool]) -> Non
             part.lines.append("+ " + " + ".join(names[1:]))
     end = part.calls[-1]
     facts = ["x".join(f"{int(n)}" for n in y.shape[1:]) or "1" for y in _arrays(end.y)]
-    slots = {id(slot): slot.data.size for call in part.calls for slot in call.module.parameters()}
+    slots = {id(slot): math.prod(slot.data.shape) for call in part.calls for slot in call.module.parameters()}
     count = sum(size for one, size in slots.items() if one not in seen)
     seen.update(dict.fromkeys(slots, True))
     if count:
@@ -429,13 +430,19 @@ def _called(call: Call) -> str:
         words.append(_times(kernel, rank))
     usual = kernel if "Pool" in name else 1
     if stride is not None and _times(stride, 2) != _times(usual, 2):
-        words.append(f"stride {stride if not isinstance(stride, tuple) else _times(stride, 2)}")
+        words.append(f"stride {_short(stride)}")
     dilation, groups = getattr(module, "dilation", 1), getattr(module, "groups", 1)
     if _times(dilation, 2) != "1x1":
-        words.append(f"dilation {_times(dilation, 2)}")
+        words.append(f"dilation {_short(dilation)}")
     if groups != 1:
         words.append("depthwise" if groups == getattr(module, "in_channels", None) else f"{groups} groups")
     return " ".join(words[:2]) + "".join(f", {word}" for word in words[2:])
+
+
+def _short(sizes: Any) -> str:
+    """Return one number where all are equal."""
+    several = sizes if isinstance(sizes, tuple | list) else (sizes,)
+    return str(several[0]) if len(set(several)) == 1 else "x".join(map(str, several))
 
 
 def _times(sizes: Any, rank: int) -> str:
