@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xcnn.runs import Config, restore, train
+from xcnn import nn
+from xcnn.runs import Checkpoint, Config, restore, save_checkpoint, train
 from xcnn.serve.server import Server
 from xcnn.serve.session import Session, View
 
@@ -328,6 +329,21 @@ def test_nothing_is_cut_off_and_all_can_be_read(browser: Browser, width: int) ->
     finally:
         browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_the_names_of_a_file_are_only_text(chrome: Any, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 24))
+    hostile = "<img src=x onerror=window.ran=1>", "</script><script>window.ran=1</script>", "a\u202eb", "x" * 300
+    about = Checkpoint("", (1, 8, 8), (*hostile, *map(str, range(20))))
+    session = Session(restore(save_checkpoint(tmp_path / "a.safetensors", model, about)))
+    with Server(session, 0) as running:
+        chrome.get(running.url)
+        page = Browser(chrome, session)
+        page.wait(lambda: page.run(READY))
+        assert page.run("[window.ran ?? 0, document.images.length, document.scripts.length]") == [0, 0, 1]
+        assert len(page.driver.find_elements("css selector", "#classes button")) == 10  # of 24, the most probable
+        assert page.run("[...document.querySelectorAll('#label option')].map((e) => e.text)")[:2] == list(hostile[:2])
+        assert page.run("document.documentElement.scrollWidth <= innerWidth")
 
 
 CONTRAST = """(() => {

@@ -79,7 +79,7 @@ function classes(probabilities, scores) {
     const [, bar, share] = button.children;
     bar.firstChild.style.width = `${probabilities[k] * 100}%`;
     share.textContent = `${(probabilities[k] * 100).toFixed(1)} %`;
-    button.title = `score ${scores[k].toFixed(3)}`;
+    button.title = `${network.classes[k]}, score ${scores[k].toFixed(3)}`;
     button.ariaPressed = String(k === state.target);
   });
   const best = probabilities.indexOf(probabilities.reduce((a, b) => Math.max(a, b)));
@@ -98,7 +98,7 @@ function listClasses(order) {
       button.type = "button";
       const bar = element("span", "", "bar");
       bar.append(element("span"));
-      button.append(element("span", network.classes[k]), bar, element("span", "", "share"));
+      button.append(element("span", network.classes[k], "name"), bar, element("span", "", "share"));
       button.addEventListener("click", () => target(k === state.target ? null : k));
       item.append(button);
       return item;
