@@ -37,7 +37,9 @@ print("1. One sum of many numbers")
 rng = np.random.default_rng(0)
 for terms in (9, 144):
     inputs, weights = rng.normal(size=(10_000, terms)), rng.normal(size=(10_000, terms))
-    print(f"{terms:>3} terms: spread of the sum {(inputs * weights).sum(axis=1).std():.1f}, sqrt({terms}) =", terms**0.5)
+    print(
+        f"{terms:>3} terms: spread of the sum {(inputs * weights).sum(axis=1).std():.1f}, sqrt({terms}) =", terms**0.5
+    )
 
 print("\n2. Forward: the spread of the maps after each convolution")
 

@@ -17,7 +17,7 @@ train, test = data.load("digits")
 
 
 def normalise(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float = 1e-5) -> np.ndarray:
-    """Give every channel of maps (images, channels, rows, columns) the mean 0 and the spread 1, then scale and shift."""
+    """Give each channel of maps (images, channels, rows, columns) mean 0 and spread 1, then scale and shift it."""
     mean = x.mean(axis=(0, 2, 3), keepdims=True)
     variance = ((x - mean) ** 2).mean(axis=(0, 2, 3), keepdims=True)
     normal = (x - mean) / np.sqrt(variance + eps)
@@ -31,7 +31,8 @@ maps = rng.normal(loc=[5, -20], scale=[1, 100], size=(32, 8, 8, 2)).transpose(0,
 before, after = maps, normalise(maps, weight=np.ones(2), bias=np.zeros(2))
 for name, x in [("before", before), ("after", after)]:
     for channel in (0, 1):
-        print(f"{name:>6}, channel {channel}: mean {x[:, channel].mean().round(9) + 0.0:6.1f}, spread {x[:, channel].std():5.1f}")
+        mean, spread = x[:, channel].mean().round(9) + 0.0, x[:, channel].std()
+        print(f"{name:>6}, channel {channel}: mean {mean:6.1f}, spread {spread:5.1f}")
 
 layer = nn.BatchNorm2d(2)
 layer.to("cpu", "float64")
