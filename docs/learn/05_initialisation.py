@@ -16,7 +16,7 @@ images, labels = train.x[:64] / 255.0, train.y[:64]
 
 STARTS = {
     "too small": functools.partial(init.normal, std=0.01),
-    "too large": functools.partial(init.normal, std=0.3),
+    "too large": functools.partial(init.normal, std=0.25),
     "Kaiming": init.kaiming_normal,
 }
 

@@ -61,7 +61,7 @@ print("\n4. The networks of chapter 5, with batch norm")
 
 STARTS = {
     "too small": functools.partial(init.normal, std=0.01),
-    "too large": functools.partial(init.normal, std=0.3),
+    "too large": functools.partial(init.normal, std=0.25),
     "Kaiming": init.kaiming_normal,
 }
 

@@ -62,7 +62,7 @@ def difference(came: Any, wanted: Any) -> str:
     wanted = np.asarray(wanted)
     if came.shape != wanted.shape:
         return f"must have the shape {wanted.shape}, but has {came.shape}"
-    apart = ~np.isclose(came.astype(np.float64), wanted.astype(np.float64), rtol=1e-6, atol=1e-9)
+    apart = ~np.isclose(came.astype(np.float64), wanted.astype(np.float64), rtol=1e-6, atol=1e-9, equal_nan=True)
     if not apart.any():
         return ""
     if wanted.size <= 40:
