@@ -31,10 +31,13 @@ from xcnn.cli.compare import compare
 from xcnn.cli.datasets import datasets
 from xcnn.cli.devices import devices
 from xcnn.cli.evaluate import evaluate
+from xcnn.cli.explain import explain
 from xcnn.cli.export import export
 from xcnn.cli.models import models
 from xcnn.cli.predict import predict
+from xcnn.cli.report import report
 from xcnn.cli.search import search
+from xcnn.cli.serve import serve
 from xcnn.cli.train import RUN, fill_in, train
 from xcnn.data import DATASETS
 from xcnn.devices import LIBRARIES
@@ -84,13 +87,13 @@ app = cyclopts.App(
 )
 app.command(train, config=[fill_in, _check_values], group_parameters=RUN)
 app.command(search, config=[fill_in, _check_values], group_parameters=RUN)
-for _command in (evaluate, predict, export, compare, bench, models, datasets, devices):
+for _command in (evaluate, predict, explain, report, serve, export, compare, bench, models, datasets, devices):
     app.command(_command)
 app.register_install_completion_command(
     help="Complete commands and flags with the Tab key from now on (bash, zsh, fish)."
 )
 
-_ALONE = {"bench", "compare", "export", "search"}
+_ALONE = {"bench", "compare", "explain", "export", "report", "search", "serve"}
 """The commands that are refused if several processes run them."""
 
 _NAMES: dict[str, Container[str]] = {
@@ -133,7 +136,7 @@ _ELSEWHERE = {
 }
 """What other programs call our flags, and names that are too short to be similar."""
 
-_CALLER = re.compile("^(load|read_image|read_idx|to_model|save|quantize|restore): ")
+_CALLER = re.compile("^(load|read_image|read_idx|to_model|save|quantize|restore|serve): ")
 """The functions with whose names errors begin, which say nothing to a user of the command."""
 
 _SIMILAR = 0.7

@@ -153,6 +153,7 @@ def train(
             ("folder", f"{result.folder}/"),
         ]
         print_table(settings.title, "", rows=rows, fold=False)  # paths can be copied
+        note(f"a page on the run: {program()} report {_again(result.folder, settings, 'dataset', 'model')}")
         note(f"next: {program()} predict {_again(result.checkpoint, settings, 'dataset', 'model')} --index 0")
     return 0
 

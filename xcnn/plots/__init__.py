@@ -6,17 +6,50 @@ picture is drawn.
 """
 
 from xcnn.plots._figure import NoMatplotlibError, check, svg
+from xcnn.plots.backward import (
+    convolution_backward,
+    linear_backward,
+    pooling_backward,
+    relu_backward,
+    softmax_backward,
+)
+from xcnn.plots.images import (
+    attributions,
+    feature_maps,
+    filters,
+    maximized,
+    network_maps,
+    receptive_fields,
+)
+from xcnn.plots.network import network
 from xcnn.plots.results import comparison, confusion, curves, lr_finder, prediction, search, speeds
+from xcnn.plots.steps import convolution, pooling, relu, softmax
 
 __all__ = [
     "NoMatplotlibError",
+    "attributions",
     "check",
     "comparison",
     "confusion",
+    "convolution",
+    "convolution_backward",
     "curves",
+    "feature_maps",
+    "filters",
+    "linear_backward",
     "lr_finder",
+    "maximized",
+    "network",
+    "network_maps",
+    "pooling",
+    "pooling_backward",
     "prediction",
+    "receptive_fields",
+    "relu",
+    "relu_backward",
     "search",
+    "softmax",
+    "softmax_backward",
     "speeds",
     "svg",
 ]

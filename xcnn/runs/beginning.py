@@ -1,5 +1,6 @@
 """How the network of a run begins: with weights of another file, and with frozen parameters."""
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,14 +11,14 @@ from xcnn import models
 from xcnn._check import matching
 from xcnn._plugins import refuse_foreign
 from xcnn.errors import UsageError, XcnnError
-from xcnn.nn import Module, Sequential
+from xcnn.nn import Module, Normalize, Sequential
 from xcnn.runs.checkpoint import CHECKPOINTS, Checkpoint, find_newest, open_checkpoint, step_path
 from xcnn.runs.foreign import usual_size
 from xcnn.runs.matching import fitting, shapes
 from xcnn.runs.settings import MODEL, Config
 from xcnn.runs.structure import Structure, build, strangers
 
-__all__ = ["Beginning", "beginning", "freeze", "image_size", "load_fitting", "make_network"]
+__all__ = ["Beginning", "at_start", "beginning", "freeze", "image_size", "load_fitting", "make_network"]
 
 _MOST_NAMES = 8
 """Names in a sentence."""
@@ -168,6 +169,32 @@ def load_fitting(model: Module, source: Beginning, tell: Callable[[str], object]
         + (f"; not used: {_listed(left)}" if left else "")
         + (f"; new and frozen, so they stay as they are drawn: {_listed(stay)}" if stay else "")
     )
+
+
+def at_start(model: Module, config: Config, tell: Callable[[str], object]) -> Module:
+    """Return the trained network of a run, on the host, with the weights that it had before its first step.
+
+    They are drawn again from the seed, and then loaded from the file of `init`, if the settings name one, as far as it
+    fits. The initialisers of the layers must be known by name, as those of `xcnn.models` are.
+
+    Parameters
+    ----------
+    model : the network with its trained weights, which stay.
+    config : the settings of the run.
+    tell : called with sentences on what is loaded from the file.
+
+    Raises
+    ------
+    XcnnError
+        If the file of `init` is missing or does not fit.
+    """
+    fresh = copy.deepcopy(model).to("cpu")
+    fresh.reset_parameters(config.seed)
+    source = beginning(config, None)
+    if source is not None:
+        normalised = isinstance(fresh, Sequential) and len(fresh) == 2 and isinstance(fresh[0], Normalize)
+        load_fitting(fresh[-1] if normalised and isinstance(fresh, Sequential) else fresh, source, tell)
+    return fresh
 
 
 def freeze(model: Module, patterns: Sequence[str], tell: Callable[[str], object]) -> None:
