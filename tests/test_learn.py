@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -78,12 +79,24 @@ def check_chapter(number: str, printed: str, conditions: dict[str, bool]) -> Non
     assert shown
 
 
+def words(picture: Path) -> list[str]:
+    """Return the words and numbers of an SVG. Shapes differ from one version of Matplotlib to the next."""
+    return [text.text for text in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")]
+
+
 @pytest.mark.parametrize("number", NUMBERS)
-def test_a_program_prints_what_its_text_shows(number, run):
+def test_a_program_prints_what_its_text_shows(number, run, tmp_path):
     if number in LONG and "XCNN_ALL_CHAPTERS" not in os.environ:
         pytest.skip("takes seconds; set XCNN_ALL_CHAPTERS to run it")
     installed = {name: importlib.util.find_spec(name) is not None for name in ("torch", "array_api_strict")}
     check_chapter(number, run(number), installed)
+    (text,) = COURSE.glob(f"{number}_*.md")
+    shown = set(re.findall(r"^!\[.+\]\(pictures/(\w+\.svg)\)$", text.read_text("utf-8"), re.MULTILINE))
+    assert shown <= {path.name for path in tmp_path.glob("pictures/*")}
+    assert shown == {path.name for path in COURSE.glob(f"pictures/{number}_*")}
+    if "XCNN_ALL_CHAPTERS" in os.environ:  # to renew them, run the program in docs/learn
+        for name in shown:
+            assert words(COURSE / "pictures" / name) == words(tmp_path / "pictures" / name), f"{name} is not current"
 
 
 def test_the_run_of_the_report_is_what_the_text_shows(run, shared_data):

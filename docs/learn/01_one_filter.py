@@ -3,11 +3,16 @@
 python docs/learn/01_one_filter.py
 """
 
+from pathlib import Path
+
 import numpy as np
 
-from xcnn import data, ops
+from xcnn import data, ops, plots
 
 np.set_printoptions(precision=3, suppress=True)
+
+pictures = Path("pictures")
+pictures.mkdir(exist_ok=True)
 
 print("1. One window")
 
@@ -35,6 +40,7 @@ def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 print(convolve(image, kernel))
+plots.convolution(image, kernel, [(0, 0), (1, 0)], pictures / "01_windows.svg")
 
 print("\n3. The size of the map")
 
@@ -54,6 +60,7 @@ print("\n5. A filter that answers to edges")
 edges = np.array([[-1.0, 0, 1], [-1, 0, 1], [-1, 0, 1]])
 answer = convolve(digit, edges)
 print(answer.round(1) + 0.0)
+plots.convolution(digit.round(1), edges, [(3, 1)], pictures / "01_digit.svg")
 
 print("\n6. The library does the same")
 

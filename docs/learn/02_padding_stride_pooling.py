@@ -3,11 +3,16 @@
 python docs/learn/02_padding_stride_pooling.py
 """
 
+from pathlib import Path
+
 import numpy as np
 
-from xcnn import data, ops
+from xcnn import data, ops, plots
 
 np.set_printoptions(precision=3, suppress=True)
+
+pictures = Path("pictures")
+pictures.mkdir(exist_ok=True)
 
 train, test = data.load("digits")
 digit = train.x[:1] / 255.0  # (1, 1, 8, 8)
@@ -59,6 +64,8 @@ for size, window, padding, stride in [(28, 5, 0, 1), (28, 3, 1, 1), (28, 3, 1, 2
     result, _ = ops.conv2d(np.zeros((1, 1, size, size)), np.zeros((1, 1, window, window)), None, stride, padding)
     print(f"H={size:<2} F={window} P={padding} S={stride}: ({size} - {window} + 2*{padding})", end="")
     print(f" / {stride} + 1 = {result.shape[2]}")
+shown = digit[0, 0].round(1)
+plots.convolution(shown, edges[0, 0], [(1, 2)], pictures / "02_stride.svg", padding=1, stride=2)
 
 print("\n5. What stride loses: thin stripes")
 
@@ -76,6 +83,7 @@ print("a\n", a, sep="")
 print("b\n", b, sep="")
 print("pooled a\n", ops.max_pool2d(a[None, None], 2)[0][0, 0], sep="")
 print("pooled b\n", ops.max_pool2d(b[None, None], 2)[0][0, 0], sep="")
+plots.pooling(a, pictures / "02_pooling.svg")
 
 print("\n7. What pooling gains: small moves matter less")
 

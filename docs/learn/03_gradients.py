@@ -3,11 +3,16 @@
 python docs/learn/03_gradients.py
 """
 
+from pathlib import Path
+
 import numpy as np
 
-from xcnn import ops
+from xcnn import ops, plots
 
 np.set_printoptions(precision=4, suppress=True)
+
+pictures = Path("pictures")
+pictures.mkdir(exist_ok=True)
 
 X = np.array([[1.0, 0, 2], [2, 5, 1], [4, 0, 3]])  # the image
 f = np.array([[[1.0, 0], [2, -1]], [[-1, 2], [0, 1]]])  # two filters
@@ -31,6 +36,7 @@ print("pooled, flattened", x[0])
 print("scores z", z[0])
 print("probabilities p", p[0])
 print("loss", loss.round(4))
+plots.softmax(z[0], pictures / "03_softmax.svg", truth=label)
 
 print("\n2. A gradient by trying")
 
@@ -78,6 +84,11 @@ for k in (0, 1):
 print("df1\n", df[0], sep="")
 print("df2\n", df[1], sep="")
 print("dX\n", dX, sep="")
+
+plots.softmax_backward(z[0], label, pictures / "03_softmax_backward.svg")
+plots.linear_backward(x[0], W, dz, pictures / "03_linear_backward.svg")
+plots.pooling_backward(maps[0, 0], dx[:1, None], pictures / "03_pooling_backward.svg")
+plots.convolution_backward(X, f[0], dmaps[0], pictures / "03_convolution_backward.svg")
 
 print("\n4. Backward by the library")
 

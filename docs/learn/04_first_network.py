@@ -5,12 +5,17 @@ python docs/learn/04_first_network.py --data-dir FOLDER     the report's run on 
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 
-from xcnn import Trainer, data, nn, ops, optim
+from xcnn import Trainer, data, nn, ops, optim, plots
+from xcnn.explain import trace
 
 np.set_printoptions(precision=3, suppress=True)
+
+pictures = Path("pictures")
+pictures.mkdir(exist_ok=True)
 
 parser = argparse.ArgumentParser(description="Train the network of the report.")
 parser.add_argument("--data-dir", help="the folder with the four files of MNIST")
@@ -128,3 +133,7 @@ trainer = Trainer(model, optim.SGD(model.parameters(), lr=0.5), "cross_entropy")
 history = trainer.fit(data.Loader(train, 32, seed=0), epochs=10, validation=test, progress=False)
 for record in history[::3]:
     print(f"epoch {record['epoch']:>2}: loss {record['train_loss']:.3f}, test accuracy {record['val_accuracy']:.3f}")
+
+plots.curves(history, pictures / "04_curves.svg")
+plots.filters(model.state_dict()["0.weight"], pictures / "04_filters.svg")
+plots.network_maps(trace(model, test.x[:1] / 255.0), pictures / "04_maps.svg")

@@ -4,12 +4,16 @@ python docs/learn/05_initialisation.py
 """
 
 import functools
+from pathlib import Path
 
 import numpy as np
 
-from xcnn import Trainer, data, nn, ops, optim
-from xcnn.explain import trace
+from xcnn import Trainer, data, nn, ops, optim, plots
+from xcnn.explain import activation_statistics, trace
 from xcnn.nn import init
+
+pictures = Path("pictures")
+pictures.mkdir(exist_ok=True)
 
 train, test = data.load("digits")
 images, labels = train.x[:64] / 255.0, train.y[:64]
@@ -47,6 +51,8 @@ for name, start in STARTS.items():
     found = trace(deep(start), images)
     spreads = [call.y.std() for call in found.layers if isinstance(call.module, nn.ReLU)]
     print(f"{name:>9}: " + " ".join(f"{spread:8.2g}" for spread in spreads))
+    path = pictures / f"05_{name.replace(' ', '_').lower()}.svg"
+    plots.activation_statistics(activation_statistics(deep(start), images), path, name)
 
 print("\n3. Backward: the spread of the gradients at the same places")
 

@@ -4,14 +4,18 @@ python docs/learn/06_batch_norm.py
 """
 
 import functools
+from pathlib import Path
 
 import numpy as np
 
-from xcnn import Trainer, data, nn, optim
-from xcnn.explain import trace
+from xcnn import Trainer, data, nn, optim, plots
+from xcnn.explain import activation_statistics, trace
 from xcnn.nn import init
 
 np.set_printoptions(precision=3, suppress=True)
+
+pictures = Path("pictures")
+pictures.mkdir(exist_ok=True)
 
 train, test = data.load("digits")
 
@@ -85,6 +89,11 @@ for name, start in STARTS.items():
     found = trace(model, train.x[:64] / 255.0)
     spreads = [call.y.std() for call in found.layers if isinstance(call.module, nn.ReLU)]
     print(f"{name:>9}: spread of the maps " + " ".join(f"{spread:.1f}" for spread in spreads))
+    if name == "too large":
+        path = pictures / "06_too_large.svg"
+        plots.activation_statistics(
+            activation_statistics(model, train.x[:64] / 255.0), path, "too large, with batch norm"
+        )
 
 for rate in (0.02, 0.1):
     print(f"learning rate {rate}")

@@ -4,13 +4,17 @@ python docs/learn/07_overfitting.py
 """
 
 import functools
+from pathlib import Path
 
 import numpy as np
 
-from xcnn import Trainer, data, nn, optim
+from xcnn import Trainer, data, nn, optim, plots
 from xcnn.data import Augmentation
 
 np.set_printoptions(precision=3, suppress=True)
+
+pictures = Path("pictures")
+pictures.mkdir(exist_ok=True)
 
 everything, test = data.load("digits")
 order = np.random.default_rng(0).permutation(len(everything))
@@ -89,3 +93,6 @@ print("\n5. The test, once, at the end")
 for name, trainer in [("plain", plain), ("with augmentation", moved)]:
     result = trainer.evaluate(test)
     print(f"{name:>17}: test loss {result.loss:.3f}, test accuracy {result.accuracy:.3f}")
+
+plots.curves(plain_history, pictures / "07_plain.svg", "without augmentation", chosen=best["epoch"])
+plots.curves(moved_history, pictures / "07_augmented.svg", "with augmentation")

@@ -3,12 +3,17 @@
 python docs/learn/08_mistakes.py
 """
 
+from pathlib import Path
+
 import numpy as np
 
-from xcnn import Trainer, data, nn, ops, optim
-from xcnn.explain import trace
+from xcnn import Trainer, data, nn, ops, optim, plots
+from xcnn.explain import certain_mistakes, input_gradient, occlusion, trace
 
 np.set_printoptions(precision=3, suppress=True, linewidth=120)
+
+pictures = Path("pictures")
+pictures.mkdir(exist_ok=True)
 
 train, test = data.load("digits")
 model = nn.Sequential(
@@ -29,6 +34,7 @@ result = trainer.evaluate(test)
 confusion = result.confusion
 print(f"accuracy {result.accuracy:.3f}")
 print(confusion)
+plots.confusion(confusion, test.classes, pictures / "08_confusion.svg")
 
 print("\n2. Two questions about each class")
 
@@ -45,10 +51,11 @@ print(f"most frequent mistake: a {true} is taken for a {predicted}, {wrong.max()
 print("\n3. The mistakes that the network is most certain of")
 
 p = trainer.predict(test)
-certainty = np.where(p.argmax(axis=1) == test.y, 0, p.max(axis=1))
-worst = np.argsort(-certainty)[:3]
+worst = certain_mistakes(p, test.y, 3)
 for i in worst:
     print(f"test image {i}: it says {p[i].argmax()} with probability {p[i].max():.2f}; the label is {test.y[i]}")
+
+plots.certain_mistakes(test.x[worst] / 255.0, p[worst], test.y[worst], test.classes, pictures / "08_mistakes.svg")
 
 print("\n4. The gradient at the picture")
 
@@ -69,6 +76,9 @@ for row in range(8):
     pixels = " ".join(f"{10 * value:2.0f}" for value in x[0, 0, row])
     print(pixels, "   ", " ".join(f"{round(value):4d}" for value in shares[row]))
 
+attributions = {"input_gradient": input_gradient(model, x[:1]), "occlusion": occlusion(model, x[:1], window=2)}
+plots.attributions(x[:1], attributions, pictures / "08_attributions.svg")
+
 print("\n5. An attack")
 
 
@@ -82,3 +92,8 @@ for epsilon in (0, 0.05, 0.1, 0.15, 0.2, 0.3):
     attacked = np.clip(x + epsilon * np.sign(dx), 0, 1)
     noisy = np.clip(x + epsilon * signs, 0, 1)
     print(f"every pixel by at most {epsilon:.2f}: attacked {accuracy(attacked):.2f}, noise {accuracy(noisy):.2f}")
+
+attacked = np.clip(x + 0.15 * np.sign(dx), 0, 1)
+p = ops.softmax(model(attacked))[0]
+worst = certain_mistakes(p, labels, 8)
+plots.certain_mistakes(attacked[worst], p[worst], labels[worst], test.classes, pictures / "08_attack.svg", "Attacked")

@@ -3,11 +3,16 @@
 python docs/learn/10_residual_network.py
 """
 
+from pathlib import Path
+
 import numpy as np
 
-from xcnn import Trainer, data, models, nn, ops, optim
+from xcnn import Trainer, data, models, nn, ops, optim, plots
 from xcnn.explain import trace
 from xcnn.nn import init
+
+pictures = Path("pictures")
+pictures.mkdir(exist_ok=True)
 
 train, test = data.load("digits")
 
@@ -46,6 +51,8 @@ print("\n2. Weights do not grow in number, only paths")
 for shortcuts in (False, True):
     size = sum(parameter.data.size for parameter in network(9, shortcuts).parameters())
     print("with shortcuts   " if shortcuts else "without shortcuts", f"9 blocks: {size:,} weights")
+
+plots.network(network(2, True), (1, 8, 8), pictures / "10_network.svg")
 
 print("\n3. Train them")
 

@@ -105,17 +105,28 @@ def gradients(adapt: Callable[[Function], Function], *cases: dict[str, np.ndarra
     """
 
     def check(function: Function) -> None:
+        adapted, given = adapt(function), {}
+
+        def recorded(**arrays: np.ndarray) -> tuple[Any, Function]:
+            y, backward = adapted(**arrays)
+
+            def noted(dy: np.ndarray) -> Any:
+                given["the gradient of the result"] = dy
+                return backward(dy)
+
+            return y, noted
+
+        recorded.__name__ = function.__name__
         for case in cases:
-            adapted = adapt(function)
-            adapted.__name__ = function.__name__
             try:
                 with np.errstate(all="ignore"):
-                    testing.check_gradients(adapted, case)
+                    testing.check_gradients(recorded, case)
             except AssertionError as error:
                 if isinstance(error.__cause__, NotImplementedError):
                     raise error.__cause__ from None
-                arrays = ", ".join(f"{name}={shown(value)}" for name, value in case.items())
-                raise AssertionError(f"with {arrays}\n{error}") from None
+                arrays = ", ".join(f"{name}={shown(value)}" for name, value in (case | given).items())
+                said = str(error).partition(";")[0]
+                raise AssertionError(f"with {arrays}\n{said}") from None
 
     return check
 
