@@ -43,6 +43,8 @@ ONCE = (
     "data_files",
     "data_folder",
     "example_loops",
+    "explain_mistakes",
+    "explain_receptive",
     "kernels_compile",
     "structure",
     "structure_hostile",
@@ -126,6 +128,7 @@ def backends(session: nox.Session) -> None:
     tests/conftest.py), run only the tests that a run without these libraries skipped.
     """
     session.install(".[test]", *LIBRARIES.values())
+    session.install("--no-deps", "captum", "tqdm")  # against which tests/test_explain_torch.py checks attributions
     required = [f"--require-backend={name}" for name in ("strict", *LIBRARIES)]
     session.run(*PYTEST, *required, *_without_once("tests"), *session.posargs)
 

@@ -17,7 +17,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="runs away from the source tree, without docs/")
 
-PAGES = ("research.md", "runs.md", "data.md", "training.md", "models.md")
+PAGES = ("research.md", "runs.md", "data.md", "training.md", "models.md", "explain.md")
 
 LIBRARIES = {"torch": "torch", "jax": "jax", "cupy": "cuda", "mine": "strict"}
 """The libraries that a block may import, and a device that can be used only if the block can run."""
@@ -50,6 +50,7 @@ def test_every_section_has_its_blocks() -> None:
     assert [name(block) for block in blocks("data.md")] == ["numpy"] * 4
     assert [name(block) for block in blocks("training.md")] == ["numpy", "numpy"]
     assert [name(block) for block in blocks("models.md")] == ["numpy"]
+    assert [name(block) for block in blocks("explain.md")] == ["numpy"] * 4
 
 
 @pytest.mark.parametrize("block", [block for page in PAGES for block in blocks(page)], ids=name)

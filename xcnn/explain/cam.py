@@ -13,6 +13,9 @@ from xcnn.nn import Module
 
 __all__ = ["grad_cam", "grad_cam_plus_plus", "map_layers", "upsample"]
 
+_MOST_NAMES = 12
+"""Of layers in an error."""
+
 
 @explained
 def grad_cam(model: Module, x: Array, target: Target = None, layer: str | None = None) -> Array:
@@ -110,11 +113,12 @@ def _call(caller: str, found: Trace, layer: str | None) -> Call:
             raise unknown(f"{caller}: layer", layer, by_name)
         if _has_maps(by_name[layer]):
             return by_name[layer]
-    names = ", ".join(dict.fromkeys(call.name for call in layers))
     if not layers:
         raise UsageError(f"{caller}: the network has no layer with maps (n, c, h, w); use input_gradient or occlusion")
     if layer is not None:
-        raise UsageError(f"{caller}: {layer!r} has no maps (n, c, h, w); the layers that have are {names}")
+        names = list(dict.fromkeys(call.name for call in layers))
+        some = names if len(names) <= _MOST_NAMES else ["...", *names[-_MOST_NAMES:]]
+        raise UsageError(f"{caller}: {layer!r} has no maps (n, c, h, w); the layers that have are {', '.join(some)}")
     return layers[-1]
 
 

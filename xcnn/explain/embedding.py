@@ -118,8 +118,8 @@ def _pca(rows: np.ndarray, seed: int, options: dict[str, Any]) -> np.ndarray:
 
 def _tsne(rows: np.ndarray, seed: int, options: dict[str, Any]) -> Any:
     made = _package("tsne", "sklearn.manifold", "scikit-learn").TSNE
-    perplexity = min(30.0, max(1.0, (len(rows) - 1) / 3))
-    return _fitted("tsne", made, {"random_state": seed, "init": "random", "perplexity": perplexity} | options, rows)
+    perplexity, init = min(30.0, max(1.0, (len(rows) - 1) / 3)), "pca" if min(rows.shape) > 1 else "random"
+    return _fitted("tsne", made, {"random_state": seed, "init": init, "perplexity": perplexity} | options, rows)
 
 
 def _umap(rows: np.ndarray, seed: int, options: dict[str, Any]) -> Any:

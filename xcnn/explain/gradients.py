@@ -30,7 +30,7 @@ _RELUS = ("relu", "relu6")
 
 
 @explained
-def input_gradient(model: Module, x: Array, target: Target = None) -> Array:
+def input_gradient(model: Module, x: Array, target: Target = None, rule: Rule | None = None) -> Array:
     """Return the gradient of a score with respect to the input, the "saliency map" with its signs.
 
     Parameters
@@ -39,6 +39,7 @@ def input_gradient(model: Module, x: Array, target: Target = None) -> Array:
     x : its input (n, ...), a floating-point array on that device.
     target : None for the highest score of each example, a class, a class per example, or an array of the shape of the
         output, the weights of the outputs whose sum is explained. See `Target`.
+    rule : replaces the backward pass of every layer, for an attribution of your own; see `Rule`.
 
     Returns
     -------
@@ -54,7 +55,7 @@ def input_gradient(model: Module, x: Array, target: Target = None) -> Array:
     K. Simonyan, A. Vedaldi and A. Zisserman, Deep inside convolutional networks: visualising image classification
     models and saliency maps, 2013, arXiv:1312.6034. There, the largest absolute value of the channels is drawn.
     """
-    return _gradient("input_gradient", model, x, target)
+    return _gradient("input_gradient", model, x, target, rule)
 
 
 @explained

@@ -98,11 +98,11 @@ class Field:
         if not fits:
             wanted = f"an index of the output {self.shape}, with or without the channel"
             raise UsageError(f"window: position must be {wanted}, got {shown(position)}")
-        ends = self._ends
-        if len(place) < len(self.shape):
-            ends, place = np.max(ends, axis=1, keepdims=True), (0, *place)
-        found = ends[(slice(None), *(0 if n == 1 else i for i, n in zip(place, ends.shape[1:], strict=True)))]
-        return tuple(_slice(-first, end) for first, end in zip(found[::2], found[1::2], strict=True))
+        axes = self._ends.shape[len(self._ends.shape) - len(place) :]
+        there = (0 if n == 1 else i for i, n in zip(place, axes, strict=True))
+        found = self._ends[(..., *there)]
+        ends = found if found.ndim == 1 else found.max(axis=1)
+        return tuple(_slice(-first, end) for first, end in zip(ends[::2], ends[1::2], strict=True))
 
 
 def _slice(first: float, end: float) -> slice:
@@ -175,20 +175,20 @@ class _Reach(NamedTuple):
 
 def _image(sizes: tuple[int, ...]) -> _Reach:
     """Return the boxes of the input: each pixel sees itself."""
-    grid = np.indices(sizes, dtype=np.float64)
+    grid = np.indices(sizes, dtype=np.float32)
     ends = np.stack([end for index in grid for end in (-index, index + 1)])[:, None]
     return _Reach(ends, (Line(1.0, 1.0, 0.0),) * len(sizes))
 
 
 def _whole(y: Array, sizes: tuple[int, ...]) -> _Reach:
     """Return the boxes of an array of which nothing is known."""
-    ends = np.asarray([end for size in sizes for end in (0, size)], np.float64)
+    ends = np.asarray([end for size in sizes for end in (0, size)], np.float32)
     return _Reach(ends.reshape(-1, *(1,) * (y.ndim - 1)), None, exact=False)
 
 
 def _nothing(y: Array, sizes: tuple[int, ...]) -> _Reach:
     """Return the boxes of an array that does not depend on the input."""
-    return _Reach(np.full((2 * len(sizes), *(1,) * (y.ndim - 1)), -np.inf), None)
+    return _Reach(np.full((2 * len(sizes), *(1,) * (y.ndim - 1)), -np.inf, np.float32), None)
 
 
 def _field(call: Call, reach: _Reach, axes: int) -> Field:
@@ -300,7 +300,7 @@ def _concat(layer: _Layer) -> _Reach | None:
 def _folded(ends: Array, axes: Axes) -> Array:
     """Return the boxes of windows."""
     for dim, axis in enumerate(axes, -len(axes)):
-        padded: Array = np.full(resized(ends.shape, dim, axis.padded), -np.inf)
+        padded: Array = np.full(resized(ends.shape, dim, axis.padded), -np.inf, np.float32)
         padded[along(dim, slice(axis.before, axis.before + axis.size))] = ends
         ends = functools.reduce(np.maximum, [padded[along(dim, axis.tap(i))] for i in range(axis.kernel)])
     return ends
@@ -337,7 +337,7 @@ def _conv_transpose(layer: _Layer) -> _Reach:
     axes = transposed_axes(layer.name, ends.shape[2:], tuple(kernel), *how)
     ends = _all_channels(ends, o["groups"], outs * o["groups"])
     for dim, axis in enumerate(axes, -len(axes)):
-        new: Array = np.full(resized(ends.shape, dim, axis.padded), -np.inf)
+        new: Array = np.full(resized(ends.shape, dim, axis.padded), -np.inf, np.float32)
         for i in range(axis.kernel):
             part = new[along(dim, axis.tap(i))]
             np.maximum(part, ends, out=part)
