@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from svg_texts import joined, texts
 
 from xcnn import explain, models, nn, plots
 from xcnn.errors import UsageError
 
 pytest.importorskip("matplotlib")
-from svg_texts import joined, texts
 
 room: Any = importlib.import_module("xcnn.plots.network")
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from svg_texts import cells, joined, texts
 
 from xcnn import ops, plots
 from xcnn.errors import ShapeError, UsageError
 
 pytest.importorskip("matplotlib")
-from svg_texts import cells, joined, texts
 
 IMAGE = np.array([[1.0, 0, 2], [2, 5, 1], [4, 0, 3]])
 FILTER = np.array([[1.0, 0], [2, -1]])

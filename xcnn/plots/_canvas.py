@@ -14,15 +14,18 @@ from xcnn.devices import to_numpy
 from xcnn.errors import ShapeError, UsageError, printable
 from xcnn.plots._figure import COLOURS, INK, figure, literal, save
 
-__all__ = ["DARK", "GREY", "MARK", "Canvas", "grey", "host", "number", "numbers", "pixels", "signed", "warm", "wrapped"]
+__all__ = [
+    "DARK", "GREY", "MARK", "Canvas", "fitted", "grey", "host", "number", "numbers", "pixels", "signed", "warm",
+    "wrapped",
+]  # fmt: skip
 
 DARK = COLOURS[7]
 """The colour of numbers on light cells, also where the ink is light."""
 
-GREY = "#888888"
-"""Of lines and words that matter less; readable on white and on black."""
+GREY = "#787878"
+"""Of lines and words that matter less; with a contrast of more than 4 on white and on black pages."""
 
-MARK = "#dd5500"
+MARK = "#d64f00"
 """Of a window, a winner, the place that a picture is about."""
 
 _BROKEN = np.asarray((170, 51, 119, 255), np.uint8)
@@ -162,6 +165,16 @@ def wrapped(text: str, width: float, size: float) -> list[str]:
     return [*lines, line] if line else lines
 
 
+def fitted(text: str, width: float, size: float, bold: bool = False) -> str:
+    """Return text that is at most `width` inches wide, with an ellipsis in the place of what is left out."""
+    text = printable(text)
+    if _width(text, size, bold) <= width:
+        return text
+    while len(text) > 1 and _width(text + "…", size, bold) > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
 class Canvas:
     """A picture that grows with what is drawn on it; positions are in inches, to the right and downwards.
 
@@ -192,16 +205,13 @@ class Canvas:
         colour: str = INK,
         bold: bool = False,
         most: float | None = None,
+        layer: float = 3,
     ) -> float:
         """Draw one line of text and return its width; one that is wider than `most` inches is shortened."""
-        words = printable(words)
-        if most is not None and _width(words, size, bold) > most:
-            while len(words) > 1 and _width(words + "…", size, bold) > most:
-                words = words[:-1]
-            words += "…"
+        words = printable(words) if most is None else fitted(words, most, size, bold)
         width = _width(words, size, bold)
         weight = "bold" if bold else "normal"
-        self.axes.text(x, y, literal(words), fontsize=size, ha=ha, va=va, color=colour, weight=weight)
+        self.axes.text(x, y, literal(words), fontsize=size, ha=ha, va=va, color=colour, weight=weight, zorder=layer)
         right, height = x + {"left": width, "center": width / 2, "right": 0.0}[ha], 1.2 * size / 72
         upper = y - {"top": 0.0, "center": 0.5, "bottom": 1.0}[va] * height
         self.reach(right, upper)

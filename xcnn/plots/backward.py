@@ -98,9 +98,10 @@ def linear_backward(x: Any, weight: Any, dz: Any, path: str | Path, *, title: st
         if not large:
             canvas.grid(left, top, values, cell)
             return left + values.shape[1] * cell, top + values.shape[0] * cell
-        canvas.image(left, top, values.shape[1] * cell, values.shape[0] * tall, signed(values))
-        canvas.box(left, top, values.shape[1] * cell, values.shape[0] * tall, edge=GREY)
-        return left + values.shape[1] * cell, top + values.shape[0] * tall
+        height = max(0.16, values.shape[0] * tall)
+        canvas.image(left, top, values.shape[1] * cell, height, signed(values))
+        canvas.box(left, top, values.shape[1] * cell, height, edge=GREY)
+        return left + values.shape[1] * cell, top + height
 
     column = cell if not large else 0.16
     left = column + 0.85
