@@ -51,8 +51,9 @@ for name, start in STARTS.items():
     found = trace(deep(start), images)
     spreads = [call.y.std() for call in found.layers if isinstance(call.module, nn.ReLU)]
     print(f"{name:>9}: " + " ".join(f"{spread:8.2g}" for spread in spreads))
-    path = pictures / f"05_{name.replace(' ', '_').lower()}.svg"
-    plots.activation_statistics(activation_statistics(deep(start), images), path, name)
+    if name != "too small":  # nothing could be seen there
+        path = pictures / f"05_{name.replace(' ', '_').lower()}.svg"
+        plots.activation_statistics(activation_statistics(deep(start), images), path, name)
 
 print("\n3. Backward: the spread of the gradients at the same places")
 
