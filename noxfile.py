@@ -309,6 +309,16 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session
+def learn(session: nox.Session) -> None:
+    """Run every program of the course with what it asks for, and compare what it prints and draws with the texts."""
+    session.install(".[plots]")
+    for program in sorted(glob.glob("docs/learn/[01]*.py")):
+        session.run("python", os.path.abspath(program), silent=True)
+    session.install(".[test]", LIBRARIES["torch"])
+    session.run("python", "-m", "pytest", "tests/test_learn.py", env={"XCNN_ALL_CHAPTERS": "1"})
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure everything in docs/speed.md. Needs an otherwise idle machine for about two hours, and for the random
     networks for several more, as each is compiled by `torch.compile`.
