@@ -17,7 +17,7 @@ import xcnn
 from xcnn import explain, pages, plots
 from xcnn.data import Dataset
 from xcnn.devices import to_numpy
-from xcnn.errors import DataError, UsageError, WriteError
+from xcnn.errors import DataError, DeviceError, UsageError, WriteError
 from xcnn.pages import _html, _pictures, _run, _words
 from xcnn.pages.explanation import _rank_correlation
 from xcnn.runs import Config, restore, train
@@ -234,6 +234,19 @@ def test_pages_are_the_same_bytes_each_time(restored, reported, checkpoint, tmp_
     assert (tmp_path / "c.html").read_bytes() == reported[2].read_bytes()
 
 
+@pytest.mark.parametrize("device", ["strict", "torch"])
+def test_pages_of_another_library_say_the_same(reported, checkpoint, tmp_path, device):
+    try:
+        elsewhere = restore(checkpoint.parent, device)
+    except DeviceError as error:
+        pytest.skip(str(error))
+    pages.report(elsewhere, checkpoint.parent, tmp_path / "report.html")
+    assert check(tmp_path / "report.html").tables.keys() == reported[0].tables.keys()
+    pages.explanation(elsewhere, tmp_path / "page.html", indices=[3])
+    facts = dict(check(tmp_path / "page.html").tables["What this page was computed with"][1:])
+    assert facts["computed on"].startswith(device)
+
+
 def test_every_method_and_code_of_ones_own_can_be_asked(xcnn, checkpoint, tmp_path):
     (tmp_path / "mine.py").write_text(
         'def bright(model, x, target):\n    """Return <the image>.\n\n    More."""\n    return x\n'
@@ -270,8 +283,8 @@ def test_a_photo_is_shown_beside_what_the_network_sees(restored, tmp_path):
     assert "<b>&'photo\".png" in page.said
 
 
-def hostile(restored, folder):
-    """A model whose classes, data set, name and origin are hostile."""
+def hostile(restored):
+    """Return a model whose classes, data set and origin have hostile names."""
     test = restored.test_set()
     found = dataclasses.replace(
         restored.checkpoint,
@@ -299,7 +312,7 @@ def test_no_name_can_change_a_page(restored, checkpoint, tmp_path):
     lines = (folder / "history.jsonl").read_text().splitlines()
     first = json.loads(lines[0]) | {HOSTILE[0]: 1, HOSTILE[4]: HOSTILE[1]}
     (folder / "history.jsonl").write_text("\n".join([json.dumps(first), *lines[1:], "damaged", "[]"]))
-    mean = hostile(restored, folder)
+    mean = hostile(restored)
     pages.report(mean, folder, tmp_path / "report.html")
     pages.explanation(mean, tmp_path / "page.html", indices=[3, 4], source=HOSTILE[1], target=HOSTILE[2])
     for name in ("report.html", "page.html"):
@@ -338,7 +351,8 @@ def test_a_report_shows_settings_history_and_mistakes(restored, reported, checkp
     assert head[:3] == ["epoch", "training loss", "training accuracy"]
     assert [row[1] for row in rows] == [f"{record['train_loss']:.4g}" for record in history]
     curves = [found for tag, found in page.tags if tag == "svg" and found.get("role") == "img"]
-    assert [found["aria-label"] for found in curves] == ["Loss over the epochs", "Accuracy over the epochs"]
+    assert [found["aria-label"] for found in curves[:2]] == ["Loss over the epochs", "Accuracy over the epochs"]
+    assert curves[2]["aria-label"].startswith("The network. Each box is a layer")
 
     test = restored.test_set()
     probabilities = np.concatenate(
@@ -396,7 +410,7 @@ def test_filters_before_and_after(restored, reported):
     before, after = (
         np.asarray(picture(found["src"]).convert("RGB"), float)
         for tag, found in page.tags
-        if tag == "img" and found["alt"].startswith("1 filters of 3 x 3")
+        if tag == "img" and found["alt"].startswith("filters of 3 x 3")
     )
     fresh = at_start(restored.model, Config(**_settings(restored)), lambda message: None)
     weights = [to_numpy(explain.filters(model).weight)[0, 0] for model in (fresh, restored.model)]
@@ -431,7 +445,7 @@ def test_a_report_without_the_test_images(restored, checkpoint, tmp_path):
     assert "There are no test results: the images in /gone are <gone>." in page.said
     assert told == ["There are no test results: the images in /gone are <gone>."]
     assert "Each class" not in page.tables
-    assert page.said.count("Not shown, as there are no test results.") == 3
+    assert page.said.count("Not shown, as there are no test ") == 3
     assert "After training." in page.said
     assert "The layers" in page.tables
 
@@ -441,6 +455,24 @@ def test_a_report_says_that_the_test_images_have_changed(restored, checkpoint, t
     changed = dataclasses.replace(restored, load=lambda part, size: Dataset(255 - test.x, test.y, test.classes))
     pages.report(changed, checkpoint.parent, tmp_path / "report.html")
     assert "The test images are not those of the run: they have changed since." in check(tmp_path / "report.html").said
+
+
+@pytest.mark.parametrize("kind", ["ignored", "shares"])
+def test_images_without_a_class(restored, checkpoint, tmp_path, kind):
+    test = restored.test_set()
+    y = np.where(np.arange(len(test)) < 300, test.y, -100) if kind == "ignored" else np.full((len(test), 10), 0.1)
+    other = dataclasses.replace(restored, load=lambda part, size: Dataset(test.x, y, test.classes))
+    metrics = pages.report(other, checkpoint.parent, tmp_path / "report.html")
+    page = check(tmp_path / "report.html")
+    if kind == "ignored":
+        wrong = 300 - metrics.correct
+        assert f"{len(test)}, {wrong} of them classified wrongly" in page.said
+        assert f" of {wrong} mistakes." in page.said
+    else:
+        assert "The targets of this data set are shares of several classes" in page.said
+    (shown,) = pages.explanation(other, tmp_path / "page.html", indices=[310])
+    assert shown.truth == ""
+    assert "That is" not in check(tmp_path / "page.html").said
 
 
 def test_no_code_is_imported_because_a_run_names_it(restored, checkpoint, tmp_path, monkeypatch):
@@ -493,7 +525,8 @@ def test_the_command_of_a_report_trains_with_the_same_settings(checkpoint, monke
     config = Config(
         dataset="folder", data_dir=Path("/tmp/my photos"), image_size=48, model="report", normalize=True,
         model_options={"filters": 8, "name": 'a "b" $c', "text": "8"}, init=Path("/tmp/it's.pth"),
-        freeze=("0.*", "*.bias"), epochs=3, opt="sgd", opt_options={"nesterov": True}, augment=("flip", "crop"), ema=0.5, seed=2**40,
+        freeze=("0.*", "*.bias"), epochs=3, opt="sgd",
+        opt_options={"nesterov": True}, augment=("flip", "crop"), ema=0.5, seed=2**40,
         class_weight="balanced", accumulate=2, lr=0.1 + 0.2,
     )  # fmt: skip
     for one in (config, Config(), Config(**_settings(restore(checkpoint)))):

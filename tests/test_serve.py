@@ -34,6 +34,7 @@ from xcnn.serve.neuron import feeds
 from xcnn.serve.server import Server
 from xcnn.serve.session import Session, View
 from xcnn.serve.wire import pack, unpack
+from xcnn.testing import Backend
 
 for package in ("starlette", "uvicorn"):
     pytest.importorskip(package, reason=f"{package} is not installed (extra serve)")
@@ -253,6 +254,7 @@ def test_a_neuron_is_the_sum_of_what_feeds_it(page: Page) -> None:
     total = arrays["products"].sum(dtype=np.float64) + header["feeds"]["bias"]
     assert header["value"] == pytest.approx(total, rel=1e-4, abs=1e-5)
     assert header["feeds"]["start"] == [3, -1]
+    assert header["field"] == [[2, 7], [0, 3]]  # two convolutions of 3 x 3, cut at the border
     assert "layer must be from 0 to" in page.refused("neuron", {"layer": 99, "index": [0]})
     assert "index must be a place in" in page.refused("neuron", {"layer": 2, "index": [3, 99, 0]})
 
@@ -349,6 +351,20 @@ def test_a_photo_is_made_as_predict_makes_it(page: Page, tmp_path: Path, checkpo
     said = page.refused("photo", b"no image", BYTES)
     assert said == "the photo cannot be read as an image (of these formats: BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP)"
     assert list(tmp_path.iterdir()) == [tmp_path / "a.png", tmp_path / "b.png"]
+
+
+def test_any_array_library_gives_the_same_arrays(backend: Backend, checkpoint: Path) -> None:
+    made = [Session(restore(checkpoint, where)) for where in ("cpu", backend.spec)]
+    for session in made:
+        session.step(3, 0.1, View())
+        session.edit(0, "weight", (0, 0, 0, 0), 0.5, View())
+        session.switch(1, 2, True, View())
+    ours, theirs = (session.ink(drawn_seven(), View({0: 8, 3: 12, 8: 10}, 7))[1] for session in made)
+    for (what, wanted), (_, found) in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max(), err_msg=str(what))
+    ours, theirs = (session.neuron(2, (3, 4, 0))[1] for session in made)
+    for (_, wanted), (_, found) in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_only_a_classifier_of_images_is_served(checkpoint: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from xcnn.errors import printable
+from xcnn.serve.session import MOST_BYTES
 
 __all__ = ["HEADERS", "Guard", "refusal"]
 
@@ -18,7 +19,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-_MOST_BYTES = {"/api/photo": 16 * 2**20}
+_MOST_BYTES = {"/api/photo": MOST_BYTES}
 _MOST_OTHER_BYTES = 2**16
 _BODY_SECONDS = 10.0
 _AT_ONCE = 16
@@ -122,7 +123,7 @@ class Guard:
         ours = [b"http://" + hosts[0]]
         if scope["method"] == "POST" and (origins not in ([], ours) or sites not in ([], [b"same-origin"], [b"none"])):
             return 403, "requests of other web sites are refused"
-        if lengths and int(lengths[0]) > _limit(scope["path"]):
+        if lengths and (len(lengths[0]) > 12 or int(lengths[0]) > _limit(scope["path"])):
             return 413, f"the body is longer than {_limit(scope['path'])} bytes"
         if scope["method"] == "POST":
             now = time.monotonic()

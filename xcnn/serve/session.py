@@ -25,10 +25,13 @@ from xcnn.serve.neuron import Array, feeds
 from xcnn.training import LOSSES
 from xcnn.training.feed import dtype_of, place
 
-__all__ = ["MOST_RATE", "WHY", "Answer", "Session", "View"]
+__all__ = ["MOST_BYTES", "MOST_RATE", "WHY", "Answer", "Session", "View"]
 
 Answer = tuple[dict[str, Any], list[tuple[dict[str, Any], Array]]]
 """A header, and arrays, each with what it is; see `wire.pack`."""
+
+MOST_BYTES = 16 * 2**20
+"""The longest image file."""
 
 MOST_RATE = 1.0
 """The largest learning rate of a step."""
@@ -107,9 +110,8 @@ class Session:
         if tuple(scores.shape) != (1, len(self.classes)):
             wanted, came = f"(n, {len(self.classes)}), a score per class", tuple(scores.shape)
             raise UsageError(f"serve: the network must give {wanted}, got {came}")
-        self._fields = (
-            list(explain.receptive_fields(self.model, self.shape)) if hasattr(explain, "receptive_fields") else []
-        )
+        with self.device.active():
+            self._fields = explain.receptive_fields(self.model, self.shape)
         self.look(View({}, 0))  # compiles what has to be compiled
 
     def about(self) -> dict[str, Any]:
@@ -124,14 +126,15 @@ class Session:
                 "side": SIDE,
                 "test": 0 if self.test is None else len(self.test),
                 "no_test": self.no_test,
-                "rate": {"most": MOST_RATE, "usual": 0.01},
+                "rate": {"most": MOST_RATE, "usual": 0.001},
+                "most": MOST_BYTES,
                 "device": self.device.name,
                 "layers": [self._row(call) for call in self._run().layers],
             }
 
     def look(self, view: View) -> Answer:
         """Return the picture, the maps of the layers in view, the scores, and the gradients of a score."""
-        with self._lock:
+        with self._lock, self.device.active():
             calls = self._run().layers
             arrays: list[tuple[dict[str, Any], Array]] = [({"kind": "x"}, self._x[0])]
             scores = self._run().y
@@ -273,7 +276,7 @@ class Session:
                 "layer": layer,
                 "index": list(index),
                 "value": float(to_numpy(call.y)[0][index]),
-                "field": self._field(layer, index),
+                "field": self._field(call.name, index),
                 "feeds": what,
                 "off": index[0] in self.off.get(call.name, ()),
             }
@@ -355,14 +358,9 @@ class Session:
         calls = run.layers
         return arrays + [self._maps("dy", p, calls[p].dy, n) for p, n in asked.items() if is_array(calls[p].dy)]
 
-    def _field(self, layer: int, index: tuple[int, ...]) -> list[list[int]] | None:
-        """Return the rows and columns (start, stop) of the image on which a neuron depends."""
-        try:
-            leaves = [found for call, found in zip(self._run().calls, self._fields, strict=True) if call.leaf]
-            window = leaves[layer].window(index[1:])
-        except (UsageError, AttributeError, ValueError):
-            return None
-        return [[part.start, part.stop] for part in window]
+    def _field(self, name: str, index: tuple[int, ...]) -> list[list[int]]:
+        """Return the rows and columns (start, stop) of the picture on which a neuron depends."""
+        return [[part.start, part.stop] for part in self._fields[name].window(index)]
 
 
 def _is_finite(slots: Mapping[str, Parameter]) -> bool:

@@ -1,7 +1,7 @@
 // Puts the page together: what is asked for, what an answer changes, and the controls.
 
 import { Layers, element, paintImage, paintOver, themeChanged } from "./maps.js";
-import { Neuron } from "./neuron.js";
+import { Neuron, place } from "./neuron.js";
 import { Pad } from "./pad.js";
 import { Server, about } from "./server.js";
 
@@ -15,7 +15,7 @@ const state = { target: null, why: "gradient", neuron: null, last: null, order: 
 get("title").textContent = `${network.title} on ${network.dataset || "its images"}`;
 const layers = new Layers(get("rows"), network.layers, choose, () => server.look());
 const server = new Server(view, shown, found, failed);
-const neuron = new Neuron(get("neuron"), network.layers, (name, body) => server.change(name, body));
+const neuron = new Neuron(get("neuron"), network.layers, get("input").firstChild, (name, body) => server.change(name, body));
 const pad = new Pad(get("pad"), network.side, network.light, (ink, since) => server.draw(ink, since), (text) => (get("said").textContent = text));
 
 function view() {
@@ -79,7 +79,7 @@ function classes(probabilities, scores) {
     const [, bar, share] = button.children;
     bar.firstChild.style.width = `${probabilities[k] * 100}%`;
     share.textContent = `${(probabilities[k] * 100).toFixed(1)} %`;
-    button.title = `score ${scores[k].toFixed(3)}`;
+    button.title = `${network.classes[k]}, score ${scores[k].toFixed(3)}`;
     button.ariaPressed = String(k === state.target);
   });
   const best = probabilities.indexOf(probabilities.reduce((a, b) => Math.max(a, b)));
@@ -98,7 +98,7 @@ function listClasses(order) {
       button.type = "button";
       const bar = element("span", "", "bar");
       bar.append(element("span"));
-      button.append(element("span", network.classes[k]), bar, element("span", "", "share"));
+      button.append(element("span", network.classes[k], "name"), bar, element("span", "", "share"));
       button.addEventListener("click", () => target(k === state.target ? null : k));
       item.append(button);
       return item;
@@ -127,9 +127,10 @@ function changes({ off, edited, losses }) {
   if (losses.length) get("losses").textContent = `Loss on this picture: ${losses.slice(-6).map((one) => one.toPrecision(3)).join(" → ")}`;
 }
 
-/** Chooses a neuron; with the panel at the bottom, only a click or key opens it. */
-function choose(layer, index) {
+/** Chooses a neuron; screen readers hear of those that keys have chosen. */
+function choose(layer, index, byKey) {
   state.neuron = [layer, index];
+  neuron.spoken = byKey;
   server.neuron(layer, index);
 }
 
@@ -139,12 +140,8 @@ function found(answer) {
   document.body.classList.add("sheet");
   neuron.show(answer, gradient(answer.header));
   const { field } = answer.header;
-  get("field").hidden = !field;
-  if (!field) return;
-  const [h, w] = network.shape.slice(1);
-  const [[top, bottom], [left, right]] = field;
-  const box = { top: top / h, height: (bottom - top) / h, left: left / w, width: (right - left) / w };
-  for (const [side, share] of Object.entries(box)) get("field").style[side] = `${share * 100}%`;
+  get("field").hidden = field.some(([from, to]) => from === to);
+  place(get("field"), field, ...network.shape.slice(1));
 }
 
 /** Returns the gradient of the chosen class at a neuron, if it is among the arrays of the page. */
@@ -193,6 +190,7 @@ function example(index) {
 }
 
 function photo(file) {
+  if (file.size > network.most) return failed(`The photo has more than ${network.most >> 20} MiB.`);
   pad.wipe();
   server.change("photo", file);
 }

@@ -85,7 +85,7 @@ export function element(name, text = "", className = "") {
   return made;
 }
 
-const number = (value) => (value === null ? "not finite" : Number(value.toPrecision(3)).toString());
+const number = (value) => (Number.isFinite(value) ? Number(value.toPrecision(3)).toString() : "not finite");
 
 export class Layers {
   /** chosen(layer, index, kept) is called for a neuron, seen() when other layers have come into view. */
@@ -153,6 +153,7 @@ export class Layers {
       const button = element("button", "", "map");
       button.type = "button";
       button.tabIndex = channel ? -1 : 0;
+      button.ariaLabel = `${layer.name} ${layer.kind}${vector ? "" : `, channel ${channel}`}`;
       button.style.width = `${wide}px`;
       button.style.aspectRatio = `${w} / ${h}`;
       const canvas = document.createElement("canvas");
@@ -247,8 +248,10 @@ export class Layers {
     next?.focus();
   }
 
-  /** Draws the maps of an answer, and marks the channels that are off. */
+  /** Draws the maps of an answer, and marks the channels that are off. Their names follow when the pen rests. */
   draw(arrays, off) {
+    clearTimeout(this.rest);
+    this.rest = setTimeout(() => this.#name(arrays), 150);
     for (const array of arrays) {
       if (array.kind !== this.mode) continue;
       const row = this.rows[array.layer];
@@ -256,27 +259,40 @@ export class Layers {
       const { h, w } = this.#grid(layer);
       const scale = Math.max(Math.abs(array.low), Math.abs(array.high)) || 1;
       const switched = new Set(off[layer.name] ?? []);
-      const what = `${this.mode === "y" ? "" : "gradient of "}${layer.name} ${layer.kind}`;
-      const range = `${number(array.low)} to ${number(array.high)}`;
       buttons.forEach((button, channel) => {
         const start = channel * h * w;
         if (start >= array.data.length) return;
         paint(button.firstChild, array.data, start, h, w, scale);
-        const name = layer.shape.length === 3 ? `channel ${channel}, ${h} by ${w}, ` : `${layer.shape[0]} numbers, `;
-        const isOff = switched.has(channel) && layer.shape.length === 3;
-        const text = `${what}, ${name}the layer is from ${range}${isOff ? ", switched off" : ""}`;
-        if (button.ariaLabel !== text) button.ariaLabel = text;
-        button.classList.toggle("off", isOff);
+        button.classList.toggle("off", switched.has(channel) && layer.shape.length === 3);
+      });
+    }
+  }
+
+  /** Says in words what each map shows, for screen readers. */
+  #name(arrays) {
+    for (const { kind, layer: place, shape, data } of arrays) {
+      if (kind !== this.mode) continue;
+      const { layer, buttons } = this.rows[place];
+      const [count, h, w] = shape;
+      const size = shape.length === 3 ? h * w : count;
+      buttons.slice(0, data.length / size).forEach((button, channel) => {
+        const map = data.subarray(channel * size, (channel + 1) * size);
+        const [low, high] = [Math.min, Math.max].map((end) => number(map.reduce((a, b) => end(a, b))));
+        const part = shape.length === 3 ? `channel ${channel}, ${h} by ${w}` : `${count} numbers`;
+        const off = button.classList.contains("off") ? ", switched off" : "";
+        const what = `${kind === "y" ? "" : "gradient of "}${layer.name} ${layer.kind}`;
+        button.ariaLabel = `${what}, ${part}, from ${low} to ${high}${off}`;
       });
     }
   }
 
   /** Lets the layers light up one after the other from the last to the first, as the gradient runs. */
   flow() {
+    const count = this.rows.length;
+    for (const { row } of this.rows) row.classList.remove("flow");
+    void this.rows[0]?.row.offsetWidth; // so that the animation begins again
     this.rows.forEach(({ row }, place) => {
-      row.classList.remove("flow");
-      void row.offsetWidth; // so that the animation begins again
-      row.style.setProperty("--wait", `${(this.rows.length - 1 - place) * 0.06}s`);
+      row.style.setProperty("--wait", `${(count - 1 - place) * Math.min(0.06, 1.5 / count)}s`);
       row.classList.add("flow");
     });
   }

@@ -10,9 +10,9 @@ const sum = (numbers) => numbers.reduce((total, one) => total + one, 0);
 const peak = (numbers) => numbers.reduce((most, one) => Math.max(most, Math.abs(one) || 0), 0) || 1;
 
 export class Neuron {
-  /** change(name, body) is called for a change of the network. */
-  constructor(panel, layers, change) {
-    Object.assign(this, { panel, layers, change });
+  /** picture is the canvas of the input; change(name, body) is called for a change of the network. */
+  constructor(panel, layers, picture, change) {
+    Object.assign(this, { panel, layers, picture, change });
     this.body = panel.querySelector("#neuron-body");
     this.channel = null; // of the input, as chosen
     this.key = "";
@@ -44,7 +44,7 @@ export class Neuron {
     const { header } = this.answer;
     const { feeds, field } = header;
     this.value = element("p", "", "value");
-    this.value.ariaLive = "polite";
+    this.value.ariaLive = this.spoken ? "polite" : "off";
     const off = element("button", shapeWord(this.layers[header.layer]));
     off.type = "button";
     off.id = "off";
@@ -53,13 +53,18 @@ export class Neuron {
       this.change("switch", { layer: header.layer, channel: header.index[0], off: !this.answer.header.off });
     });
     const sees = element("p", "", "small");
-    sees.textContent = field
+    const empty = field.some(([from, to]) => from === to);
+    sees.textContent = !empty
       ? `It depends on rows ${field[0][0]} to ${field[0][1] - 1} and columns ${field[1][0]} to ${field[1][1] - 1} of the picture, which are framed.`
-      : "";
+      : "It depends on no pixel: it sees only padding.";
     this.parts = element("div");
     const top = element("div", "", "row top");
     top.append(this.value, off);
-    this.body.replaceChildren(element("p", this.#head()), top, sees, this.parts);
+    this.sight = element("div", "", "sight"); // the picture again, as it may be out of view
+    this.sight.append(document.createElement("canvas"), element("span", "", "cell"));
+    this.sight.ariaHidden = "true";
+    this.sight.hidden = empty;
+    this.body.replaceChildren(this.sight, element("p", this.#head()), top, sees, this.parts);
     this.#refresh(true);
   }
 
@@ -68,11 +73,21 @@ export class Neuron {
     const { header } = this.answer;
     const slope = this.gradient === null ? "" : `, gradient ${number(this.gradient)}`;
     this.value.textContent = `${number(header.value, 4)}${header.off ? " (switched off)" : ""}${slope}`;
+    this.#look();
     const off = this.body.querySelector("#off");
     off.ariaPressed = String(header.off);
     if (header.feeds.kind === "conv") this.#conv(anew);
     else if (header.feeds.kind === "linear") this.#linear(anew);
     else this.parts.replaceChildren(...this.#others());
+  }
+
+  /** Draws the picture with the frame around the receptive field. */
+  #look() {
+    const { width, height } = this.picture;
+    const [canvas, frame] = this.sight.children;
+    Object.assign(canvas, { width, height });
+    canvas.getContext("2d").drawImage(this.picture, 0, 0);
+    place(frame, this.answer.header.field, height, width);
   }
 
   #input(label, value, send) {
@@ -204,6 +219,12 @@ export class Neuron {
     }
     return say("Computed from more numbers than fit here.");
   }
+}
+
+/** Places a frame around rows and columns of a picture. */
+export function place(frame, [[top, bottom], [left, right]], height, width) {
+  const box = { top: top / height, height: (bottom - top) / height, left: left / width, width: (right - left) / width };
+  for (const [side, share] of Object.entries(box)) frame.style[side] = `${share * 100}%`;
 }
 
 function shapeWord({ shape }) {

@@ -26,6 +26,7 @@ export class Server {
     this.changes = [];
     this.waiting = { ink: null, look: null, neuron: null };
     this.running = false;
+    this.measured = 0;
   }
 
   /** A change that must not be lost, such as an edit. */
@@ -75,6 +76,11 @@ export class Server {
     this.running = false;
   }
 
+  #measure(since) {
+    if (++this.measured % 1000 === 0) performance.clearMeasures("stroke");
+    performance.measure("stroke", { start: since });
+  }
+
   async #ask({ name, body, since }) {
     const binary = body instanceof Uint8Array || body instanceof Blob;
     const response = await fetch(`api/${name}${name === "neuron" ? "" : this.view()}`, {
@@ -93,7 +99,7 @@ export class Server {
     } else {
       this.shown(answer, name);
       // From the movement of the pen to the frame in which the maps are on the screen; see the browser's profiler.
-      if (since) requestAnimationFrame(() => setTimeout(() => performance.measure("stroke", { start: since })));
+      if (since) requestAnimationFrame(() => setTimeout(() => this.#measure(since)));
     }
   }
 }
