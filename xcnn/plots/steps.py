@@ -186,8 +186,9 @@ def relu(x: Any, path: str | Path, *, title: str = "") -> Path:
     if cell >= 0.25:
         for at in np.argwhere(negative):
             mark(canvas, start, 0, cell, at)
+    framed = " (framed)" if cell >= 0.25 else ""
     caption = (
-        f"ReLU keeps positive numbers (red) and sets negative ones (blue) to zero (framed): here {negative.sum():,} "
+        f"ReLU keeps positive numbers (red) and sets negative ones (blue) to zero{framed}: here {negative.sum():,} "
         f"of {values.size:,}. Without it, several layers in a row could compute no more than a single one."
     )
     return canvas.save("relu", path, title or "ReLU: negative numbers become zero", caption)
