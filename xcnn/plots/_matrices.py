@@ -7,8 +7,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from xcnn import _check
-from xcnn.errors import ShapeError, UsageError
-from xcnn.plots._canvas import GREY, MARK, Canvas, grey, host, number, signed
+from xcnn.errors import ShapeError, UsageError, printable
+from xcnn.plots._canvas import GREY, MARK, Canvas, grey, host, number, signed, width_of
 
 __all__ = [
     "CELL", "FEW", "GAP", "NUMBERS", "PLACES", "ROWS", "SHADED", "Table", "arrow_to", "cell_of", "channels_of",
@@ -222,8 +222,8 @@ class Table:
 
     def __init__(self, canvas: Canvas, names: Sequence[str], columns: Sequence[str], most: float = 2.4) -> None:
         self.canvas, self.y = canvas, 0.0
-        widths = [Canvas().text(0, 0, name, 9, most=most) for name in names]
-        self.most, self.start = most, min(most, max(widths)) + 0.7
+        widths = [min(most, width_of(printable(name), 9)) for name in names]
+        self.most, self.start = most, max(widths) + 0.7
         self.columns = columns
         self.bars = self.start + 0.85 * (len(columns) - 1) + 0.25
         for k, column in enumerate(columns):
