@@ -31,7 +31,7 @@ def serve(
 ) -> int:
     """Show a page on this machine to play with a network: draw, watch every layer, change weights.
 
-    The page changes a copy in memory; no file is written. Only this machine can open it. Ends with Ctrl-C.
+    The page changes a copy in memory, never the file. Only this machine can open it. Ends with Ctrl-C.
 
     Parameters
     ----------
