@@ -318,7 +318,7 @@ def test_wrong_inputs_and_targets_are_refused() -> None:
             (x[0], ShapeError, r"x must be a batch \(n, ...\), got shape \(1, 28, 28\); pass x\[None\]$"),
             (x[:0], ShapeError, r"x must have at least one example, got shape \(0, 1, 28, 28\)$"),
             (x.astype(np.uint8), DtypeError, r"x must be a floating-point array, got uint8; convert it first, as by"),
-            ([1.0], DtypeError, r"x must be an array with a batch axis \(n, ...\), got \[1.0\]$"),
+            ((x, x), DtypeError, r"x must be one array with a batch axis \(n, ...\), got tuple$"),
         ]:
             with pytest.raises(error, match=f"^{name}: {message}"):
                 method(model, wrong)

@@ -199,6 +199,15 @@ class Own(nn.Module):
         return 2 * y, lambda dy, need_dx: back(2 * dy)
 
 
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Any]:
+        self.b.forward(x, train)
+        return self.a.forward(x, train)
+
+
 def test_wrong_arguments_are_refused() -> None:
     model = models.build("lenet5", seed=0)
     shape, draw, count = (1, 28, 28), explain.maximize_activation, explain.activation_statistics
@@ -214,6 +223,14 @@ def test_wrong_arguments_are_refused() -> None:
         (
             lambda: draw(nn.Sequential(Own()), "0", 0, (2,)),
             "maximize_activation: '0' computes its output by code",
+        ),
+        (
+            lambda: draw(nn.Sequential(Unused()), "0.b", 0, (2,)),
+            "maximize_activation: no gradient reaches the layer '0.b'",
+        ),
+        (
+            lambda: draw(nn.Sequential(nn.Apply("sum", dim=1)), None, 0, (2,)),
+            "maximize_activation: the output must be an",
         ),
         (lambda: count(model, np.zeros((2, *shape)), 0), "activation_statistics: batch_size must be"),
         (lambda: count("lenet5", np.zeros((2, *shape))), "activation_statistics: model must be a module"),

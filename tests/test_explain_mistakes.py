@@ -91,6 +91,18 @@ def test_wrong_arguments_are_refused() -> None:
         (lambda: explain.certain_mistakes(rows, [0, 1]), ShapeError, r"certain_mistakes: labels must have shape \(3,"),
         (lambda: explain.certain_mistakes(rows[0], [0]), ShapeError, "certain_mistakes: probabilities must be"),
         (lambda: explain.certain_mistakes(rows, [0.0, 1.0, 1.0]), UsageError, "certain_mistakes: labels must be inte"),
+        (
+            lambda: explain.confused_pairs([[1, 2], [3]], "ab"),
+            UsageError,
+            "confused_pairs: confusion must be an array ",
+        ),
+        (
+            lambda: explain.certain_mistakes([[0.1], [0.2, 0.8]], [0, 1]),
+            UsageError,
+            "certain_mistakes: probabilities m",
+        ),
+        (lambda: explain.certain_mistakes([["a", "b"]], [0]), UsageError, "certain_mistakes: probabilities must be an"),
+        (lambda: explain.embed([[1.0], [2.0, 3.0]]), UsageError, r"embed: features must be an array of numbers, got"),
         (lambda: explain.embed(rows, "pac"), UsageError, "unknown embed: method 'pac'; did you mean 'pca'"),
         (lambda: explain.embed(rows, perplexity=3), UsageError, "embed: pca has no option 'perplexity'$"),
         (lambda: explain.embed(rows[0]), ShapeError, r"embed: features must be rows of numbers \(n, d\), got array"),
