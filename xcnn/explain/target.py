@@ -11,7 +11,7 @@ from xcnn._check import is_integer, number, shown
 from xcnn.devices import like, to_numpy
 from xcnn.errors import DtypeError, ShapeError, UsageError
 from xcnn.nn import Module
-from xcnn.parameter import Parameter
+from xcnn.nn._forward import is_one_image
 
 __all__ = ["Target", "as_host", "as_input", "check_input", "per_pass", "score", "weights"]
 
@@ -37,20 +37,11 @@ def check_input(caller: str, model: Any, x: Any) -> Array:
     if not is_kind(xp, x.dtype, "real floating"):
         hint = ", as by xcnn.data.to_float, which divides by 255" if x.dtype == xp.uint8 else ""
         raise DtypeError(f"{caller}: x must be a floating-point array, got {x.dtype}; convert it first{hint}")
-    if x.ndim < 2 or _is_one_image(model, x):
+    if x.ndim < 2 or is_one_image(model, x):
         raise ShapeError(f"{caller}: x must be a batch (n, ...), got shape {tuple(x.shape)}; pass x[None]")
     if 0 in x.shape:
         raise ShapeError(f"{caller}: x must have at least one example, got shape {tuple(x.shape)}")
     return x
-
-
-def _is_one_image(model: Module, x: Array) -> bool:
-    """Return whether the first convolution would take x if it had one axis more."""
-    for _, module in model.modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Parameter) and weight.data.ndim > 1:
-            return bool(x.ndim == weight.data.ndim - 1 and x.shape[0] == getattr(module, "in_channels", None))
-    return False
 
 
 def weights(caller: str, x: Array, y: Any, target: Any) -> Array:
