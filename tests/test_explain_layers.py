@@ -180,6 +180,25 @@ def test_drawn_images_repeat_themselves_and_depend_on_the_seed() -> None:
     assert all(one is other for one, other in zip(before, after, strict=True))
 
 
+def test_a_step_moves_along_the_gradient_decays_and_blurs() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(30, 2)).to("cpu", "float64")
+    model.reset_parameters(0)
+    rng = np.random.default_rng(5)
+    image = np.clip(1 + 0.4 * rng.standard_normal((1, 5, 6)), -1, 3)
+    shifts = rng.integers(-2, 3, 2)
+    slope = np.roll(model[1].weight.data[1].reshape(1, 5, 6), -shifts, (1, 2))  # type: ignore[index,union-attr]
+    image = image + 0.2 * 4 * slope / np.sqrt((slope**2).mean())
+    image = 1 + 0.7 * (image - 1)
+    for axis in (1, 2):
+        ends = np.pad(image, [(0, 0), *((1, 1) if axis == one else (0, 0) for one in (1, 2))], mode="edge")
+        image = 0.6 * image + 0.2 * (
+            ends.take(range(ends.shape[axis] - 2), axis) + ends.take(range(2, ends.shape[axis]), axis)
+        )
+    assert shifts.all()
+    found = explain.maximize_activation(model, None, 1, (1, 5, 6), 1, 0.2, 5, 0.3, 0.2, 2, (-1, 3))
+    np.testing.assert_allclose(found, np.clip(image, -1, 3), rtol=1e-12)
+
+
 @each_library
 def test_drawn_images_are_the_same_on_every_library(backend: Backend, dtype: str) -> None:
     model = mixed()

@@ -30,6 +30,7 @@ def test_certain_mistakes_are_those_of_a_plain_loop() -> None:
     assert explain.certain_mistakes(probabilities, labels, 10).tolist() == expected[:10]
     assert explain.certain_mistakes(probabilities, labels, 1000).tolist() == expected
     assert explain.certain_mistakes(probabilities, probabilities.argmax(1)).tolist() == []
+    assert explain.certain_mistakes(np.tile([0.8, 0.2], (99, 1)), np.ones(99, int), 99).tolist() == list(range(99))
 
 
 def test_pca_is_that_of_the_covariance_matrix() -> None:
@@ -37,8 +38,9 @@ def test_pca_is_that_of_the_covariance_matrix() -> None:
     rows = rng.normal(size=(50, 6)) @ np.diag([5, 4, 1, 1, 0.5, 0.1]) + 7
     points = explain.embed(rows)
     values, vectors = np.linalg.eigh(np.cov(rows.T))
+    vectors = vectors * np.sign(np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0))
     by_hand = (rows - rows.mean(0)) @ vectors[:, ::-1][:, :2]
-    np.testing.assert_allclose(np.abs(points), np.abs(by_hand), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(points, by_hand, rtol=0, atol=1e-9)
     np.testing.assert_allclose(points.var(0, ddof=1), values[::-1][:2], rtol=1e-9)
     np.testing.assert_array_equal(points, explain.embed(rows))
     assert explain.embed([[1.0], [2.0], [4.0]]).shape == (3, 2)
