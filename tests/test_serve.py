@@ -285,6 +285,10 @@ def total(what: dict[str, Any], arrays: Arrays) -> float:
         nn.MaxPool2d(2, dilation=2, ceil_mode=True),
         nn.AvgPool2d(3, 2, padding=1),
         nn.AvgPool2d((3, 2), padding=1, count_include_pad=False),
+        nn.AvgPool2d(4, 3, padding=1, ceil_mode=True),  # whose last row of windows has grown
+        nn.AdaptiveAvgPool2d((4, 3)),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Sequential(nn.Flatten(1, 2), nn.Unflatten(2, (1, 7))),
         nn.GlobalAvgPool(),
         nn.GlobalMaxPool(),
         nn.BatchNorm2d(4),
@@ -307,6 +311,41 @@ def test_feeds_give_the_value_of_every_kind_of_layer(module: nn.Module) -> None:
             assert total(what, arrays) == pytest.approx(call.y[(0, *index)], rel=1e-4, abs=1e-5), (call.name, index)
             if what["kind"] == "moved":
                 assert call.x[(0, *what["source"])] == what["inputs"][0]
+
+
+class Flip(nn.Module):
+    """A layer of one's own, whose output has the shape of its input."""
+
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
+        return x[..., ::-1], lambda dy, need_dx: dy[..., ::-1]
+
+
+class Doubled(nn.Conv2d):
+    """A convolution that does more than its class says."""
+
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
+        y, backward = super().forward(x, train)
+        return 2 * y, lambda dy, need_dx: backward(2 * dy, need_dx)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *(
+            nn.ChannelShuffle(2),
+            nn.Softmax(1),
+            nn.InstanceNorm2d(4),
+            nn.LocalResponseNorm(3),
+            nn.Upsample(scale_factor=1),
+        ),
+        *(nn.AvgPool2d(2, divisor_override=3), Flip(), Doubled(4, 4, 3)),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_feeds_claim_nothing_about_what_they_do_not_know(module: nn.Module) -> None:
+    module.reset_parameters(0)
+    (call,) = trace(nn.Sequential(module), RNG.normal(size=(1, 4, 9, 7)).astype(np.float32)).layers
+    assert feeds(call, (1, 2, 3)) == ({"kind": "other"}, {})
 
 
 def test_a_drawing_is_made_like_the_training_images() -> None:
