@@ -23,6 +23,7 @@ import pytest
 
 from xcnn import explain, nn
 from xcnn.data import to_float
+from xcnn.devices import device
 from xcnn.errors import UsageError, XcnnError
 from xcnn.explain import trace
 from xcnn.runs import Checkpoint, Restored, restore, save_checkpoint
@@ -224,10 +225,17 @@ def test_a_step_lowers_the_loss_as_computed_by_hand(page: Page) -> None:
     for name, gradient in found.gradients.items():
         np.testing.assert_allclose(new[name], old[name] - 0.01 * gradient, rtol=1e-4, atol=1e-6)
     assert all(parameter.grad is None for parameter in page.session.model.parameters())
+    first = header["losses"]
     header, _ = page.ask("step", {"label": 4, "lr": 0.01})
-    assert len(header["losses"]) == 3
+    assert (header["losses"][:2], len(header["losses"]), header["label"]) == (first, 3, 4)
+    header, _ = page.ask("step", {"label": 5, "lr": 0.01})  # the loss of another label is not compared with these
+    assert (len(header["losses"]), header["label"]) == (2, 5)
+    header, _ = page.ask("example", {"index": 3})
+    assert header["losses"] == []
+    page.ask("step", {"label": 5, "lr": 0.01})
     header, back = page.ask("reset")
     assert header["losses"] == []
+    _, back = page.ask("example", {"index": 2})
     assert np.array_equal(back["scores"], before["scores"])
 
 
@@ -257,6 +265,11 @@ def test_a_neuron_is_the_sum_of_what_feeds_it(page: Page) -> None:
     assert header["field"] == [[2, 7], [0, 3]]  # two convolutions of 3 x 3, cut at the border
     assert "layer must be from 0 to" in page.refused("neuron", {"layer": 99, "index": [0]})
     assert "index must be a place in" in page.refused("neuron", {"layer": 2, "index": [3, 99, 0]})
+
+
+def test_a_request_that_is_refused_for_its_view_changes_nothing(page: Page) -> None:
+    assert "target must be the number of a class" in page.refused("step", {"label": 1, "lr": 1}, query="?target=10")
+    assert not page.ask("look")[0]["edited"]
 
 
 RNG = np.random.default_rng(0)
@@ -406,13 +419,61 @@ def test_any_array_library_gives_the_same_arrays(backend: Backend, checkpoint: P
         np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
 
 
-def test_only_a_classifier_of_images_is_served(checkpoint: Path) -> None:
-    restored = restore(checkpoint)
+def session(shape: tuple[int, ...], model: nn.Module, classes: str = "ab") -> Session:
+    """Return a session on a network without test images."""
 
-    def session(shape: tuple[int, ...], model: nn.Module, classes: tuple[str, ...] = ("a", "b")) -> Session:
-        about = Checkpoint("", shape, classes)
-        return Session(Restored(about, model, restored.device, "", "", lambda part, size: restored.test_set()))
+    def load(part: str, size: int | None) -> Any:
+        raise XcnnError("the model takes others")
 
+    return Session(Restored(Checkpoint("", shape, tuple(classes)), model, device("cpu"), "", "", load))
+
+
+class Pair(nn.Module):
+    """A layer that gives two arrays."""
+
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
+        return (x, 2 * x), lambda dy, need_dx: dy[0] + 2 * dy[1]
+
+
+def test_the_fields_of_a_layer_that_is_called_twice_are_those_of_each_call() -> None:
+    relu = nn.ReLU()
+    made = session(
+        (1, 8, 8), nn.Sequential(nn.Conv2d(1, 2, 3), relu, nn.MaxPool2d(2), relu, nn.Flatten(), nn.Linear(18, 2))
+    )
+    fields = [made.neuron(layer, (0, 1, 2))[0]["field"] for layer in (0, 1, 2, 3)]
+    assert fields == [[[1, 4], [2, 5]]] * 2 + [[[2, 6], [4, 8]]] * 2
+
+
+def test_networks_of_any_kind_can_be_looked_at() -> None:
+    one = session((1, 4, 4), Sum())  # a layer alone, which has no name
+    with pytest.raises(UsageError, match="Sum has no channels that can be switched off"):
+        one.switch(0, 0, True, View())
+    assert one.neuron(0, (1,))[0]["feeds"] == {"kind": "other"}
+    two = session((1, 4, 4), nn.Sequential(Pair(), nn.Add(), Sum()))
+    with pytest.raises(UsageError, match="Pair has no channels that can be switched off"):
+        two.switch(0, 0, True, View())
+    with pytest.raises(UsageError, match=r"index must be a place in \(\)"):
+        two.neuron(0, ())
+    assert not two.about()["layers"][0]["drawn"]
+
+
+class Sum(nn.Module):
+    """A classifier without weights."""
+
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
+        shape = x.shape
+        return x.sum(axis=(1, 3))[:, :2], lambda dy, need_dx: np.zeros(shape, np.float32)
+
+
+def test_without_an_explanation_the_rest_is_answered() -> None:
+    made = session((1, 4, 4), nn.Sequential(nn.Flatten(), nn.Linear(16, 2)))
+    header, arrays = made.ink(drawn_seven(), View({0: 16}, 1, "grad_cam"))
+    assert header["unexplained"].startswith("grad_cam: the network has no layer with maps")
+    assert [what["kind"] for what, _ in arrays] == ["x", "scores", "probabilities", "y"]
+    assert made.look(View({}, 1))[0]["unexplained"] == ""
+
+
+def test_only_a_classifier_of_images_is_served() -> None:
     with pytest.raises(UsageError, match=r"must take images \(1 or 3, h, w\), got inputs of shape \(4,\)"):
         session((4,), nn.Linear(4, 2))
     with pytest.raises(UsageError, match=r"must give \(n, 2\), a score per class, got \(1, 2, 4, 4\)"):

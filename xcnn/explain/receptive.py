@@ -25,7 +25,7 @@ from xcnn.ops._op import OPS
 from xcnn.ops._window import Axes, along, resized, transposed_axes, window_axes
 from xcnn.ops.pool import pool_axes
 
-__all__ = ["Field", "Line", "receptive_fields"]
+__all__ = ["Field", "Line", "fields_of_calls", "receptive_fields"]
 
 
 class Line(NamedTuple):
@@ -136,6 +136,11 @@ def receptive_fields(model: Module, shape: Sequence[int]) -> dict[str, Field]:
     A. Araujo, W. Norris and J. Sim, Computing receptive fields of convolutional neural networks, 2019, has the closed
     form of `size`, `jump` and `start`, https://distill.pub/2019/computing-receptive-fields.
     """
+    return {field.name: field for field in fields_of_calls(model, shape) if field is not None}
+
+
+def fields_of_calls(model: Module, shape: Sequence[int]) -> list[Field | None]:
+    """Return the same for each of `Trace.calls`, None for one whose output is not an array."""
     if not isinstance(model, Module):
         raise UsageError(f"receptive_fields: model must be a module, got {shown(model)}")
     if not isinstance(shape, Sequence) or len(shape) < 2 or not all(is_integer(n) and n > 0 for n in shape):
@@ -147,13 +152,13 @@ def receptive_fields(model: Module, shape: Sequence[int]) -> dict[str, Field]:
     known: dict[int, _Reach | None] = {id(slot.data): None for slot in model.parameters()}
     known |= {id(slot.data): None for _, slot in model.named_buffers()}
     known[id(found.x)] = _image(sizes)
-    fields = {}
+    fields: list[Field | None] = []
     for call in found.calls:
         for y in call.y if isinstance(call.y, tuple) else (call.y,):
             if is_array(y) and id(y) not in known:
                 known[id(y)] = _reach(call, y, known, sizes) if call.leaf else _whole(y, sizes)
-        if is_array(call.y):
-            fields[call.name] = _field(call, known[id(call.y)] or _nothing(call.y, sizes), len(sizes))
+        reach = known[id(call.y)] or _nothing(call.y, sizes) if is_array(call.y) else None
+        fields.append(None if reach is None else _field(call, reach, len(sizes)))
     return fields
 
 
