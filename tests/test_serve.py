@@ -652,6 +652,49 @@ def test_slow_clients_are_sent_away(page: Page, monkeypatch: pytest.MonkeyPatch)
     assert answer.startswith(b"HTTP/1.1 408")
 
 
+def connections(page: Page, wanted: int) -> int:
+    """Return how many connections are open, as soon as it is as wanted."""
+    deadline = time.monotonic() + 20
+    while (found := len(page.server._server.server_state.connections)) != wanted and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
+
+
+def test_clients_that_do_not_read_are_sent_away(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_room, "_READ_SECONDS", 0.2)
+    request = f"GET /main.js HTTP/1.1\r\nHost: 127.0.0.1:{page.server.port}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", page.server.port), timeout=20) as client:
+        client.sendall(request * 800)  # more than the system keeps for a client that reads nothing
+        assert connections(page, 1) == 1
+        assert connections(page, 0) == 0
+    whole = page.request("GET", "/main.js")[2]
+    with socket.create_connection(("127.0.0.1", page.server.port), timeout=20) as client:
+        client.sendall(request * 20)
+        answers = b""
+        while answers.count(whole) < 20:  # one that reads is answered
+            answers += client.recv(2**20)
+
+
+def test_too_many_connections_are_closed(
+    page: Page, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server_room, "_CONNECTIONS", 5)
+    assert connections(page, 0) == 0
+    clients = [socket.create_connection(("127.0.0.1", page.server.port), timeout=20) for _ in range(50)]
+    closed = 0
+    for client in reversed(clients):  # the first five stay open
+        try:
+            closed += client.recv(1) == b"" if closed < 45 else 0
+        except ConnectionResetError:
+            closed += 1
+    assert closed == 45
+    for client in clients:
+        client.close()
+    assert connections(page, 0) == 0
+    assert page.request("GET", "/")[0] == 200
+    assert capfd.readouterr() == ("", "")
+
+
 def test_too_many_requests_are_refused(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "_AT_ONCE", 1)
     statuses: list[int] = []
