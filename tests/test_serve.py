@@ -279,7 +279,7 @@ def total(what: dict[str, Any], arrays: Arrays) -> float:
     """Return the value that the numbers of `feeds` give."""
     inputs = what.get("inputs", [])
     if what["kind"] in ("conv", "linear"):
-        return float(arrays["products"].sum(dtype=np.float64) + what["bias"])
+        return float(arrays["products"].sum(dtype=np.float64) + (what["bias"] or 0.0))
     if what["kind"] in ("max", "mean"):
         return float({"max": np.nanmax, "mean": np.nanmean}[what["kind"]](arrays["window"]))
     if what["kind"] == "norm":

@@ -39,7 +39,7 @@ def feeds(call: Call, index: tuple[int, ...]) -> Feeds:
     -------
     what : `kind` says how the numbers belong together:
 
-        - `conv`: `window` times `weight` is `products`, (channels, rows, columns); their sum and `bias` are the value.
+        - `conv`: `window` times `weight` is `products`, (channels, rows, columns); their sum and `bias`, if not None, are the value.
           The window begins at `start` (row, column) of the maps of `size` (h, w), maybe in the padding, on the channels
           from `first` on, and has the spacing `dilation`.
         - `linear`: the same with vectors.
@@ -84,8 +84,8 @@ def feeds(call: Call, index: tuple[int, ...]) -> Feeds:
     return {"kind": "other"}, {}
 
 
-def _bias(module: Any, channel: int) -> float:
-    return 0.0 if module.bias is None else float(to_numpy(module.bias.data)[channel])
+def _bias(module: Any, channel: int) -> float | None:
+    return None if module.bias is None else float(to_numpy(module.bias.data)[channel])
 
 
 def _cut(x: Any, axes: Any, place: tuple[int, ...], padding: float) -> tuple[Array, list[int], list[int]]:
