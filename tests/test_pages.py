@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 import xcnn
-from xcnn import explain, pages, plots
+from xcnn import explain, pages
 from xcnn.data import Dataset
 from xcnn.devices import to_numpy
 from xcnn.errors import DataError, DeviceError, UsageError, WriteError
 from xcnn.pages import _html, _pictures, _run, _words
 from xcnn.pages.explanation import _rank_correlation
+from xcnn.plots import _canvas
 from xcnn.runs import Config, restore, train
 from xcnn.runs.beginning import at_start
 from xcnn.training import Callback
@@ -489,11 +490,14 @@ def test_no_code_is_imported_because_a_run_names_it(restored, checkpoint, tmp_pa
     assert "evil" not in sys.modules
 
 
-def test_a_history_ends_where_it_makes_no_sense(checkpoint, tmp_path):
+def test_a_history_ends_where_it_makes_no_sense(restored, checkpoint, tmp_path):
     shutil.copytree(checkpoint.parent, tmp_path / "run")
     for text, count in {
         '{"epoch": 1, "val_loss": 1.5}\n{"epoch": 3, "val_loss": 1}\n': 1,
         '{"epoch": 1, "val_loss": NaN, "x": "y", "z": true}\n{"epoch": 2}\n{"epo': 2,
+        '{"epoch": 1, "train_loss": 1}\n{"epoch": 2, "val_loss": 1}\n': 2,
+        f'{{"epoch": 1, "val_loss": {10**400}, "seconds": -1e308}}\n{{"epoch": 2, "val_loss": -1e308}}': 2,
+        '{"epoch": true}\n': 0,
         "[" * 100_000: 0,
         "\xff\n": 0,
         "": 0,
@@ -501,7 +505,9 @@ def test_a_history_ends_where_it_makes_no_sense(checkpoint, tmp_path):
         (tmp_path / "run" / "history.jsonl").write_text(text)
         history = _run.read_run(tmp_path / "run").history
         assert len(history) == count
-        assert all(set(record) <= {"epoch", "val_loss"} for record in history)
+        assert all({"epoch"} <= set(record) <= {"epoch", "val_loss", "train_loss"} for record in history)
+        pages.report(restored, tmp_path / "run", tmp_path / "report.html")
+        assert ("No epoch is complete" in check(tmp_path / "report.html").said) == (not count)
 
 
 def test_a_report_of_a_run_that_was_interrupted(xcnn, checkpoint, tmp_path):
@@ -600,16 +606,17 @@ def test_a_page_that_cannot_be_written_leaves_the_older_one(restored, checkpoint
 
 
 def test_pages_without_matplotlib(restored, checkpoint, tmp_path, monkeypatch):
-    def missing(*arguments, **options):
-        raise plots.NoMatplotlibError("pictures need matplotlib; pip install matplotlib")
-
-    monkeypatch.setattr(plots, "svg", missing)
+    for name in ["matplotlib", *(name for name in sys.modules if name.startswith("matplotlib."))]:
+        monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
+    _canvas.width_of.cache_clear()
     told: list[str] = []
     pages.report(restored, checkpoint.parent, tmp_path / "report.html", tell=told.append)
     page = check(tmp_path / "report.html")
     assert "The curves are not drawn: pictures need matplotlib; pip install matplotlib." in page.said
+    assert "The network is not drawn: pictures need matplotlib; pip install matplotlib." in page.said
     assert "The history of the run" in page.tables
-    assert told
+    assert len(told) == 1
+    pages.explanation(restored, tmp_path / "page.html", indices=[3])
 
 
 def test_networks_without_maps_are_explained_by_occlusion(tmp_path, restored):

@@ -126,3 +126,8 @@ def test_an_svg_concerns_nothing_else_on_its_page() -> None:
     assert len(set(ids[0] + ids[1])) == len(ids[0]) + len(ids[1]) > 0
     for one, known in zip((text, other), ids, strict=True):
         assert set(re.findall(r"url\(#([^)]+)\)", one)) | set(re.findall(r'href="#([^"]+)"', one)) == set(known)
+
+
+def test_curves_need_a_metric_of_every_epoch(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="curves: history must have a metric, such as train_loss, in each of its"):
+        plots.curves([{"epoch": 1, "train_loss": 1.0}, {"epoch": 2, "val_loss": 1.0}], tmp_path / "a.svg")

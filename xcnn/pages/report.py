@@ -211,10 +211,9 @@ def _drawn(history: Sequence[dict[str, float]], chosen: int | None) -> Content:
     """Return the curves, a picture for each metric, so that they fit on a phone."""
     pictures = []
     for metric in ("loss", "accuracy"):
-        some = [
-            {key: one[key] for key in ("epoch", f"train_{metric}", f"val_{metric}") if key in one} for one in history
-        ]
-        if all(len(one) > 1 for one in some):
+        keys = [key for key in (f"train_{metric}", f"val_{metric}") if all(key in one for one in history)]
+        if keys:
+            some = [{key: one[key] for key in ("epoch", *keys)} for one in history]
             title = f"{metric.capitalize()} over the epochs"
             pictures.append(Html(plots.svg(plots.curves, some, title=title, chosen=chosen)))
     said = (

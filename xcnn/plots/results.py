@@ -37,6 +37,8 @@ def curves(history: Sequence[dict[str, Any]], path: str | Path, title: str = "",
     further = [name.removeprefix("val_") for record in history for name in record if name.startswith("val_")]
     panels = {name: _curves_of(name, history) for name in dict.fromkeys(["loss", "accuracy", *further])}
     panels = {name: lines for name, lines in panels.items() if lines}
+    if not panels:
+        raise UsageError("curves: history must have a metric, such as train_loss, in each of its records")
     drawn = figure(4.5 * len(panels), 3.6)
     epochs = [record["epoch"] for record in history]
     for axes, (name, lines) in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
