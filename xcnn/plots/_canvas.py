@@ -44,7 +44,10 @@ _READABLE = 30
 
 def host(caller: str, name: str, values: Any, *ndims: int) -> np.ndarray:
     """Return an array of any library in float64 on the host, after a check of its number of axes."""
-    array = np.asarray(to_numpy(values) if is_array(values) else values)
+    try:
+        array = np.asarray(to_numpy(values) if is_array(values) else values)
+    except ValueError:  # rows of different lengths
+        array = np.asarray(values, object)
     if array.dtype.kind not in "biuf":
         raise UsageError(f"{caller}: {name} must be an array of numbers, got {array.dtype}")
     if array.ndim not in ndims:
