@@ -173,9 +173,11 @@ def fitted(text: str, width: float, size: float, bold: bool = False) -> str:
     text = printable(text)
     if width_of(text, size, bold) <= width:
         return text
-    while len(text) > 1 and width_of(text + "…", size, bold) > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    fits, longer = 1, len(text)  # how many letters fit, and how many do not
+    while longer - fits > 1:
+        half = (fits + longer) // 2
+        fits, longer = (half, longer) if width_of(text[:half] + "…", size, bold) <= width else (fits, half)
+    return text[:fits].rstrip() + "…"
 
 
 class Canvas:
