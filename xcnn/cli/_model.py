@@ -1,7 +1,7 @@
 """The flags of commands that take a trained model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,6 +64,16 @@ class Source:
     resize: str | None = None
     device: str = "cpu"
     threads: int | None = None
+
+    def flags(self) -> list[str]:
+        """Return the words that give the same flags again, without those on which no result depends."""
+        words: list[str] = []
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value != one.default and one.name != "threads":
+                said = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                words += [f"--{one.name.replace('_', '-')}", *([] if value is True else [said])]
+        return words
 
     def restore(self, checkpoint: Path, bar: Bar, scores: bool = True) -> Restored:
         """Return the model of a checkpoint, with classes if `scores`; `bar` shows a download of the data set."""

@@ -58,9 +58,10 @@ def explain(
     if methods is not None:
         pages.methods_named(methods)  # before anything is computed
     check_writable(out)
-    restored = (source or Source()).restore(checkpoint, Bar())
+    source = source or Source()
+    restored, named = source.restore(checkpoint, Bar()), [str(checkpoint), *source.flags()]
     made = pages.explanation(
-        restored, out, images, index, methods=methods, target=target, invert=invert, source=str(checkpoint), tell=note
+        restored, out, images, index, methods=methods, target=target, invert=invert, source=named, tell=note
     )
     rows = [(one.name, one.answer, one.truth) for one in made]
     known = any(one.truth for one in made)
