@@ -47,11 +47,13 @@ class Shown(NamedTuple):
     name : the file, or the data set with the index.
     answer : the most likely class, with its probability.
     truth : the true class; "" if it is not known.
+    inverted : whether it looks inverted against the training images.
     """
 
     name: str
     answer: str
     truth: str
+    inverted: bool = False
 
 
 def methods_named(names: Sequence[str] | None) -> dict[str, Attribution]:
@@ -59,6 +61,8 @@ def methods_named(names: Sequence[str] | None) -> dict[str, Attribution]:
     names = _DEFAULT if names is None else names
     if not isinstance(names, Sequence) or isinstance(names, str) or not all(isinstance(one, str) for one in names):
         raise UsageError(f"methods must be a list of names, got {_check.shown(names)}", setting="method")
+    if not names:
+        raise UsageError(f"methods must name at least one of {', '.join(explain.ATTRIBUTIONS)}", setting="method")
     try:
         return {one: find("method", one, explain.ATTRIBUTIONS) for one in names}
     except UsageError as error:
@@ -77,6 +81,7 @@ def explanation(
     target: str | int | None = None,
     invert: bool = False,
     source: str = "",
+    flags: Sequence[str] = (),
     tell: Callable[[str], object] = lambda message: None,
 ) -> list[Shown]:
     """Write a page on what a network answers for images, why, and what each of its layers sees.
@@ -94,6 +99,7 @@ def explanation(
     target : the class whose score is explained, by name or index; by default the most likely one of each image.
     invert : whether to turn light into dark in the files.
     source : the file of the network, as it is named on the page.
+    flags : further flags of the command on the page that makes it again.
     tell : called with a sentence for what the page does not show.
 
     Returns
@@ -134,7 +140,9 @@ def explanation(
     title = f"What {network} sees in {found[0].name}" + f" and {len(found) - 1} more" * several
     sections += [
         Section("careful", "Where to be careful", _careful()),
-        Section("again", "How to make this page again", _again(restored, source, found, methods, target, invert)),
+        Section(
+            "again", "How to make this page again", _again(restored, source, found, methods, target, invert, flags)
+        ),
     ]
     lead = element(
         "p",
@@ -166,7 +174,7 @@ def _target(target: str | int | None, classes: Sequence[str]) -> int | None:
 def _shown(one: Prediction, classes: Sequence[str]) -> Shown:
     best = int(one.probabilities.argmax())
     answer = f"{classes[best]} {one.probabilities[best]:.4f}"
-    return Shown(one.name, answer, "" if one.truth is None else classes[one.truth])
+    return Shown(one.name, answer, "" if one.truth is None else classes[one.truth], one.inverted)
 
 
 class _Writer:
@@ -343,8 +351,10 @@ def _compared(values: np.ndarray, chance: np.ndarray) -> list[str]:
     shared = _rank_correlation(values, chance)
     if shared is None:
         return [said, "One of the two maps is the same everywhere, so there is no order of pixels to compare."]
-    alike = "hardly alike" if shared < 0.3 else "somewhat alike" if shared < 0.6 else "much alike"
+    alike = "rather reversed" if shared < -0.3 else "hardly alike" if shared < 0.3 else "somewhat alike"
+    alike = "much alike" if shared >= 0.6 else alike
     meaning = {
+        "rather reversed": "so this map depends on what was learned.",
         "hardly alike": "so this map depends on what was learned.",
         "somewhat alike": "so a part of this map comes from the image and the kind of network, whatever was learned.",
         "much alike": "so most of this map comes from the image and the kind of network, whatever was learned.",
@@ -384,7 +394,9 @@ def _careful() -> Html:
         "compare several, and trust what they agree on.",
         "A map that looks sensible may come from the image rather than from what was learned. Adebayo et al. (Sanity "
         "checks for saliency maps, 2018) therefore compare it with that of a network with random weights, as this page "
-        "does. That it differs is needed, but does not make it right.",
+        "does. The rank correlation is 1 if the pixels have the same order in both maps, 0 if the orders have nothing "
+        "to do with each other, and -1 if one is the reverse of the other. That the maps differ is needed, but does "
+        "not make them right.",
         "It explains this answer for this image, not how the network works in general.",
         "A probability near 1 does not mean that the answer is right, in particular for images unlike those of the "
         "training: the network has to choose one of its classes even if none is there.",
@@ -399,6 +411,7 @@ def _again(
     methods: Sequence[str] | None,
     target: str | int | None,
     invert: bool,
+    flags: Sequence[str],
 ) -> Content:
     checkpoint = restored.checkpoint
     words = ["xcnn", "explain", source or "RUN"]
@@ -407,7 +420,7 @@ def _again(
         words += ["--index", ",".join(indices)]
     words += [] if methods is None else ["--method", ",".join(methods)]
     words += [] if target is None else ["--target", str(target)]
-    words += ["--invert"] * invert
+    words += [*["--invert"] * invert, *flags]
     known = [
         ("network", code(checkpoint.model or "own")),
         ("trained on", name(checkpoint.dataset or "unknown")),
