@@ -185,7 +185,8 @@ def test_an_explanation_says_what_the_network_says(restored, tmp_path):
     (shown,) = pages.explanation(restored, path, indices=[3], source=["out"])
     page, (expected,) = check(path), restored.predict(indices=[3])
     classes, best = restored.checkpoint.classes, int(expected.probabilities.argmax())
-    assert shown == ("digits-3", f"{classes[best]} {expected.probabilities[best]:.4f}", classes[expected.truth])
+    assert shown[:3] == ("digits-3", f"{classes[best]} {expected.probabilities[best]:.4f}", classes[expected.truth])
+    assert not shown.inverted
     head, *rows = page.tables["Probabilities, all classes"]
     assert head == ["class", "probability", ""]
     order = np.argsort(-expected.probabilities, kind="stable")
@@ -464,6 +465,19 @@ def test_a_map_is_compared_with_that_of_random_weights(restored, tmp_path):
     assert f"(rank correlation {_rank_correlation(*maps):.2f})" in check(tmp_path / "page.html").said
 
 
+def test_the_command_on_a_page_makes_it_again_and_inverted_photos_are_named(xcnn, restored, checkpoint, tmp_path):
+    light = restored.test_set().x[3, 0]
+    for name, pixels in (("light", light), ("dark", 255 - light)):
+        Image.fromarray(pixels).save(tmp_path / f"{name} photo.png")
+    given = ("--dataset", "digits", "--resize", "pad", "--threads", "1")
+    code, _, err = xcnn("explain", checkpoint, "light photo.png", "dark photo.png", *given, "-o", "page.html")
+    assert (code, err.count("inverted")) == (0, 1), err
+    assert "dark photo.png looks inverted against the training images (light on dark): try --invert\n" in err
+    page = check(tmp_path / "page.html")
+    assert f"xcnn explain {checkpoint} 'light photo.png' 'dark photo.png' --dataset digits --resize pad" in page.said
+    assert "one number for each class" in page.said
+
+
 def _settings(restored):
     return {name: value for name, value in restored.checkpoint.config.items() if value not in (None, [], "")}
 
@@ -632,7 +646,9 @@ def test_mistakes_of_use_get_one_sentence(xcnn, checkpoint, tmp_path):
     (tmp_path / "search" / "trial-0000" / "config.json").write_text("{}")
     (tmp_path / "empty").mkdir()
     for argv, sentence in {
-        ("explain", folder): "nothing to predict: pass image files or indices of test images",
+        ("explain", folder): "nothing to explain: pass image files or, with --index, the numbers of test images",
+        ("explain", folder, "empty"): "empty is a folder; name the images in it that the page shall explain, up to 8",
+        ("explain", folder, "--index", "3", "--method", ","): "methods must name at least one of input_gradient, ",
         ("explain", "photo.png"): "the first argument is the run or its file, then come the images",
         ("explain", folder, "--index", "99999"): "--index must be from 0 to ",
         (

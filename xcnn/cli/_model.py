@@ -11,7 +11,7 @@ from xcnn.cli._console import Bar, note, use_threads
 from xcnn.parallel import processes
 from xcnn.runs import Restored, restore
 
-__all__ = ["Source"]
+__all__ = ["Source", "note_inverted"]
 
 
 def _floats(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
@@ -95,3 +95,13 @@ class Source:
             tell=note,
             parallel=processes(),
         )
+
+
+def note_inverted(restored: Restored, names: Sequence[str], invert: bool) -> None:
+    """Say which images look inverted against the training images, if any do, and what to try."""
+    if not names:
+        return
+    light = restored.checkpoint.statistics["border"] < 0.5
+    more = f" and {len(names) - 1} more look" if len(names) > 1 else " looks"
+    drawn, hint = "light on dark" if light else "dark on light", "without " * invert
+    note(f"{names[0]}{more} inverted against the training images ({drawn}): try {hint}--invert")

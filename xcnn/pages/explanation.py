@@ -47,11 +47,13 @@ class Shown(NamedTuple):
     name : the file, or the data set with the index.
     answer : the most likely class, with its probability.
     truth : the true class; "" if it is not known.
+    inverted : whether it looks inverted against the training images.
     """
 
     name: str
     answer: str
     truth: str
+    inverted: bool = False
 
 
 def methods_named(names: Sequence[str] | None) -> dict[str, Attribution]:
@@ -59,6 +61,8 @@ def methods_named(names: Sequence[str] | None) -> dict[str, Attribution]:
     names = _DEFAULT if names is None else names
     if not isinstance(names, Sequence) or isinstance(names, str) or not all(isinstance(one, str) for one in names):
         raise UsageError(f"methods must be a list of names, got {_check.shown(names)}", setting="method")
+    if not names:
+        raise UsageError(f"methods must name at least one of {', '.join(explain.ATTRIBUTIONS)}", setting="method")
     try:
         return {one: find("method", one, explain.ATTRIBUTIONS) for one in names}
     except UsageError as error:
@@ -166,7 +170,7 @@ def _target(target: str | int | None, classes: Sequence[str]) -> int | None:
 def _shown(one: Prediction, classes: Sequence[str]) -> Shown:
     best = int(one.probabilities.argmax())
     answer = f"{classes[best]} {one.probabilities[best]:.4f}"
-    return Shown(one.name, answer, "" if one.truth is None else classes[one.truth])
+    return Shown(one.name, answer, "" if one.truth is None else classes[one.truth], one.inverted)
 
 
 class _Writer:
@@ -346,8 +350,10 @@ def _compared(values: np.ndarray, chance: np.ndarray) -> list[str]:
     if shared is None:
         which = "The map above" if values.min() == values.max() else "Its map"
         return [said, f"{which} is the same everywhere, so there is no order of pixels to compare."]
-    alike = "hardly alike" if shared < 0.3 else "somewhat alike" if shared < 0.6 else "much alike"
+    alike = "rather reversed" if shared < -0.3 else "hardly alike" if shared < 0.3 else "somewhat alike"
+    alike = "much alike" if shared >= 0.6 else alike
     meaning = {
+        "rather reversed": "so this map depends on what was learned.",
         "hardly alike": "so this map depends on what was learned.",
         "somewhat alike": "so a part of this map comes from the image and the kind of network, whatever was learned.",
         "much alike": "so most of this map comes from the image and the kind of network, whatever was learned.",
@@ -387,7 +393,9 @@ def _careful() -> Html:
         "compare several, and trust what they agree on.",
         "A map that looks sensible may come from the image rather than from what was learned. Adebayo et al. (Sanity "
         "checks for saliency maps, 2018) therefore compare it with that of a network with random weights, as this page "
-        "does. That it differs is needed, but does not make it right.",
+        "does. The rank correlation is 1 if the pixels have the same order in both maps, 0 if the orders have nothing "
+        "to do with each other, and -1 if one is the reverse of the other. That the maps differ is needed, but does "
+        "not make them right.",
         "It explains this answer for this image, not how the network works in general.",
         "A probability near 1 does not mean that the answer is right, in particular for images unlike those of the "
         "training: the network has to choose one of its classes even if none is there.",

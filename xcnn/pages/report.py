@@ -74,7 +74,7 @@ def report(
         try:
             found = tested(restored, watch)
         except XcnnError as error:
-            untested = f"There are no test results: {error}."
+            untested = f"There are no test results: {str(error).removeprefix('load: ')}."
             tell(untested)
         first, unknown = _first(restored, run.config, model)
         classes = wrong = note("Not shown, as there are no test results.")

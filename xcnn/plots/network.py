@@ -63,16 +63,18 @@ def network(model: Module, shape: Sequence[int], path: str | Path, depth: int | 
     _draw(canvas, root, outer=True)
     _connect(canvas, root, edges, bends)
     count = sum(math.prod(slot.data.shape) for slot in model.parameters())
-    return canvas.save("network", path, title or "The network", _caption(root, found, count, bool(fields)))
+    larger = any(size > side for field in fields.values() for size, side in zip(field.size, shape[1:], strict=True))
+    return canvas.save("network", path, title or "The network", _caption(root, found, count, bool(fields), larger))
 
 
-def _caption(root: Frame, found: Trace, count: int, fields: bool) -> str:
+def _caption(root: Frame, found: Trace, count: int, fields: bool, larger: bool) -> str:
     boxes = list(root.boxes())
     caption = (
         "Each box is a layer, with the shape of what it makes (channels x height x width) and its parameters, the "
     )
     caption += "numbers that it learns"
-    caption += '; "sees" is the part of the image that one of its numbers depends on. ' if fields else ". "
+    caption += '; "sees" is the part of the image that one of its numbers depends on' if fields else ""
+    caption += ", all of it if it is larger than the image. " if larger else ". "
     if any(_repeated(root)):
         caption += "Frames with × are blocks that come several times, one after the other. "
     if any(box.inside for box in boxes):

@@ -48,6 +48,8 @@ def curves(history: Sequence[dict[str, Any]], path: str | Path, title: str = "",
         every = np.asarray([values for _, values in lines.values()])
         if every.min() > 0 and every.max() > _HIDES * np.median(every):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(_plain)
+            axes.yaxis.set_minor_formatter(_plain)
         if chosen is not None:
             axes.axvline(chosen, color="black", linewidth=1, linestyle=":", label=f"chosen: epoch {chosen}")
         axes.set_xlabel("epoch")
@@ -82,6 +84,12 @@ def lr_finder(result: LRFinder, path: str | Path, title: str = "") -> Path:
     axes.set_ylabel("loss (moving average)")
     axes.grid(alpha=0.3)
     return save("lr_finder", drawn, path, title)
+
+
+def _plain(value: float, place: int | None = None) -> str:
+    """Return the label of a tick of a logarithmic axis: 0.2 rather than a power of ten, and not for all of them."""
+    digits = f"{value:.0e}"
+    return f"{value:g}" if digits[0] in "125" else ""
 
 
 def _curves_of(name: str, history: Sequence[dict[str, Any]]) -> dict[str, tuple[str, list[Any]]]:
