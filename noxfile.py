@@ -109,7 +109,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types of the package and the examples with mypy in strict mode."""
-    session.install(".[onnx,plots]", "mypy>=1.15")
+    session.install(".[onnx,plots,serve]", "mypy>=1.15")
     session.run("mypy")
 
 
@@ -216,6 +216,14 @@ def endurance(session: nox.Session) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """Use the page of `xcnn serve` in Chromium, which must be installed with its driver, as in Debian's packages."""
+    session.install(".[test]", "selenium>=4.20")
+    data = {"XCNN_TEST_DATA": str(DATA)} if DATA.is_dir() else {}
+    session.run("python", "-m", "pytest", "-rA", "tests/test_serve_browser.py", *session.posargs, env=data)
+
+
+@nox.session
 def hosts(session: nox.Session) -> None:
     """Train on four hosts, network namespaces with links of 100 Mbit/s and 1 ms, beside the prediction and PyTorch.
 
@@ -298,6 +306,16 @@ def examples(session: nox.Session) -> None:
         return
     session.run("python", "examples/report_training.py", "--data-dir", str(DATA), "--limit", "5000")
     session.run("python", "-m", "pytest", "tests/test_report.py", "-k", "whole", env={"XCNN_FULL_REPORT": "1"})
+
+
+@nox.session
+def learn(session: nox.Session) -> None:
+    """Run every program of the course with what it asks for, and compare what it prints and draws with the texts."""
+    session.install(".[plots]")
+    for program in sorted(glob.glob("docs/learn/[01]*.py")):
+        session.run("python", os.path.abspath(program), silent=True)
+    session.install(".[test]", LIBRARIES["torch"])
+    session.run("python", "-m", "pytest", "tests/test_learn.py", env={"XCNN_ALL_CHAPTERS": "1"})
 
 
 @nox.session

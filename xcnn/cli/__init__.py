@@ -30,6 +30,7 @@ from xcnn.cli.bench import bench
 from xcnn.cli.compare import compare
 from xcnn.cli.datasets import datasets
 from xcnn.cli.devices import devices
+from xcnn.cli.draw import draw
 from xcnn.cli.evaluate import evaluate
 from xcnn.cli.explain import explain
 from xcnn.cli.export import export
@@ -87,13 +88,13 @@ app = cyclopts.App(
 )
 app.command(train, config=[fill_in, _check_values], group_parameters=RUN)
 app.command(search, config=[fill_in, _check_values], group_parameters=RUN)
-for _command in (evaluate, predict, explain, report, serve, export, compare, bench, models, datasets, devices):
+for _command in (evaluate, predict, explain, report, serve, export, compare, bench, draw, models, datasets, devices):
     app.command(_command)
 app.register_install_completion_command(
     help="Complete commands and flags with the Tab key from now on (bash, zsh, fish)."
 )
 
-_ALONE = {"bench", "compare", "explain", "export", "report", "search", "serve"}
+_ALONE = {"bench", "compare", "draw", "explain", "export", "report", "search", "serve"}
 """The commands that are refused if several processes run them."""
 
 _NAMES: dict[str, Container[str]] = {

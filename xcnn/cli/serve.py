@@ -17,8 +17,8 @@ from xcnn.serve.server import check
 
 __all__ = ["serve"]
 
-_FIRST = Config(dataset="digits", augment=("shift", "rotate"), epochs=12)
-"""The run that is trained if there is none: takes a few seconds."""
+_FIRST = Config(dataset="digits", augment=("rotate",))
+"""The run that is trained if there is none, in a few seconds; drawn digits are never quite upright."""
 
 
 def serve(
@@ -31,7 +31,7 @@ def serve(
 ) -> int:
     """Show a page on this machine to play with a network: draw, watch every layer, change weights.
 
-    The page changes a copy in memory; no file is written. Only this machine can open it. Ends with Ctrl-C.
+    The page changes a copy in memory, never the file. Only this machine can open it. Ends with Ctrl-C.
 
     Parameters
     ----------
@@ -51,7 +51,10 @@ def serve(
     note("ends with Ctrl-C")
     if open:
         threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
-    server.run()
+    try:
+        server.run()
+    except KeyboardInterrupt:  # the way to end it
+        note("ended")
     return 0
 
 

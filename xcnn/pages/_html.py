@@ -7,7 +7,23 @@ from typing import Any, NamedTuple
 
 from xcnn.errors import printable
 
-__all__ = ["Content", "Html", "Section", "bar", "code", "element", "figure", "listing", "more", "name", "page", "table"]
+__all__ = [
+    "MOST_ROWS",
+    "Content",
+    "Html",
+    "Section",
+    "bar",
+    "code",
+    "element",
+    "figure",
+    "folded",
+    "listing",
+    "more",
+    "name",
+    "note",
+    "page",
+    "table",
+]
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What the browser may load for a page: nothing but what is written in it."""
@@ -20,6 +36,9 @@ _BLOCKS = {
 }
 """The elements after which the source goes on in a new line."""
 
+
+MOST_ROWS = 30
+"""The rows of the longest table that is not folded away."""
 
 _LONGEST_TITLE = 1000
 """The longest name that is kept in full beside its begin and end."""
@@ -57,8 +76,8 @@ def element(tag: str, *content: Content, **attributes: Any) -> Html:
 
     Examples
     --------
-    >>> print(element("p", "1 < 2 ", element("b", "really"), class_="note", hidden=None))
-    <p class="note">1 &lt; 2 <b>really</b></p>
+    >>> print(element("i", "1 < 2 ", element("b", "really"), class_="note", hidden=None))
+    <i class="note">1 &lt; 2 <b>really</b></i>
     """
     given = ""
     for key, value in attributes.items():
@@ -95,6 +114,16 @@ def listing(text: str) -> Html:
 def more(summary: Content, *content: Content, **attributes: Any) -> Html:
     """Return content that is folded away below a line that opens it."""
     return element("details", element("summary", summary), content, **attributes)
+
+
+def folded(content: Html, rows: int, kind: str) -> Html:
+    """Return a table, folded away if it has many rows; `kind` names them."""
+    return content if rows <= MOST_ROWS else more(f"All {rows:,} {kind}", content)
+
+
+def note(*content: Content) -> Html:
+    """Return a paragraph that stands out."""
+    return element("p", *content, class_="note")
 
 
 def bar(share: float, kind: str = "") -> Html:

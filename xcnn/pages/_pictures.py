@@ -10,7 +10,6 @@ import numpy as np
 from xcnn.pages._html import Html, element
 
 __all__ = [
-    "HOT",
     "PHOTO",
     "SIGNED",
     "coloured",
@@ -46,16 +45,13 @@ def _palette() -> list[int]:
     return [*np.rint(colours).astype(int).reshape(-1).tolist(), 128, 128, 128]
 
 
-def _gradient(colours: list[tuple[int, int, int]]) -> Html:
-    stops = ", ".join(f"rgb{colour}" for colour in colours)
-    return element("span", class_="scale", aria_hidden="true", style=f"background:linear-gradient(90deg, {stops})")
-
-
-SIGNED = _gradient([_COLD, _ZERO, _HOT])
+SIGNED = element(
+    "span",
+    class_="scale",
+    aria_hidden="true",
+    style=f"background:linear-gradient(90deg, rgb{_COLD}, rgb{_ZERO}, rgb{_HOT})",
+)
 """A bar of the colours of signed maps."""
-
-HOT = _gradient([_ZERO, _HOT])
-"""A bar of the colours of maps from zero upwards."""
 
 
 def encode(image: Any, **options: Any) -> str:
@@ -87,16 +83,23 @@ def _image(pixels: np.ndarray) -> Any:
 
 
 def _levels(image: np.ndarray) -> np.ndarray:
-    """Return (h, w) or (h, w, 3) uint8 of an image (c, h, w) from 0 to 1; other channels than 1 or 3 are averaged."""
-    pixels = np.clip(np.nan_to_num(np.asarray(image, np.float64)), 0.0, 1.0)
+    """Return (h, w) or (h, w, 3) uint8 of an image (c, h, w), whose channels are averaged unless they are 1 or 3.
+
+    0 is black and 1 is white, or if there are numbers beyond, the least and the largest are.
+    """
+    pixels = np.nan_to_num(np.asarray(image, np.float64))
+    low, high = min(0.0, float(pixels.min())), max(1.0, float(pixels.max()))
+    pixels = (pixels - low) / (high - low)
     pixels = np.moveaxis(pixels, 0, -1) if len(pixels) == 3 else pixels.mean(axis=0)
     return np.asarray(np.rint(255 * pixels), np.uint8)
 
 
-def seen(image: np.ndarray, alt: str, class_: str = "picture") -> Html:
-    """Return the picture of an image (c, h, w) from 0 to 1."""
-    levels = _levels(image)
-    return picture(encode(_image(levels)), alt, (levels.shape[1], levels.shape[0]), class_)
+def seen(image: np.ndarray, alt: str, class_: str = "picture", most: int | None = None) -> Html:
+    """Return the picture of an image (c, h, w) from 0 to 1, made smaller if a side has more than `most` pixels."""
+    shown = _image(_levels(image))
+    if most is not None and max(shown.size) > most:
+        shown.thumbnail((most, most))
+    return picture(encode(shown), alt, shown.size, class_)
 
 
 def grey(pixels: np.ndarray, alt: str) -> Html:

@@ -13,6 +13,7 @@ from xcnn.plots.backward import (
     relu_backward,
     softmax_backward,
 )
+from xcnn.plots.findings import activation_statistics, certain_mistakes, confused_pairs, embedding
 from xcnn.plots.images import (
     attributions,
     feature_maps,
@@ -27,13 +28,17 @@ from xcnn.plots.steps import convolution, pooling, relu, softmax
 
 __all__ = [
     "NoMatplotlibError",
+    "activation_statistics",
     "attributions",
+    "certain_mistakes",
     "check",
     "comparison",
+    "confused_pairs",
     "confusion",
     "convolution",
     "convolution_backward",
     "curves",
+    "embedding",
     "feature_maps",
     "filters",
     "linear_backward",

@@ -150,7 +150,7 @@ def svg(draw: Callable[..., Any], *arguments: Any, **options: Any) -> str:
 
     Parameters
     ----------
-    draw : a function of `xcnn.plots`, whose arguments follow, without its `path`.
+    draw : a function of `xcnn.plots`, whose arguments follow, without its `path`; those after it by their names.
     """
     with tempfile.TemporaryDirectory(prefix="xcnn-") as folder:
         text = Path(draw(*arguments, path=Path(folder) / "picture.svg", **options)).read_text("utf-8")

@@ -41,7 +41,7 @@ _METHODS = {
     "integrated_gradients": (
         "integrated gradients",
         "Integrated gradients share out the score among the pixels: the map adds up to the difference between the "
-        "score of this image and that of a black one.",
+        "score of this image and that of an image of zeros.",
     ),
     "guided_backprop": (
         "guided backprop",
@@ -61,6 +61,14 @@ _METHODS = {
     ),
 }
 """What the attributions of `xcnn.explain` are called, and what a student reads about them."""
+
+_OF_SIGNALS = {
+    "a pixel gets a little brighter": "a number grows a little",
+    "Black pixels": "Numbers that are 0",
+    "pixel": "number",
+    "image": "signal",
+}
+"""What is said of signals in place of images."""
 
 
 def _called(name: str) -> str:
@@ -84,7 +92,9 @@ def _image(caller: str, name: str, values: Any) -> np.ndarray:
 
 def _panel(canvas: Canvas, x: float, y: float, height: float, colours: np.ndarray, most: float = 3.0) -> float:
     """Draw (h, w, 4) colours in a frame and return the place to the right."""
-    width: float = min(most, height * colours.shape[1] / colours.shape[0])
+    width: float = height * colours.shape[1] / colours.shape[0]
+    if width > most:
+        height, width = height * most / width, most
     canvas.image(x, y, width, height, colours)
     canvas.box(x, y, width, height, edge=GREY, line=0.6)
     return x + width
@@ -152,12 +162,14 @@ def filters(weight: Any, path: str | Path, title: str = "", count: int = 64) -> 
     count = _check.integer("filters", "count", count)
     layer, weight = weight if isinstance(weight, tuple) else ("", weight)
     every = host("filters", "weight", weight, 3, 4)
+    coloured = every.ndim == 4 and every.shape[1] == 3  # the channels of signals are no colours
+    size = "x".join(map(str, every.shape[2:]))
     every = every[..., None, :] if every.ndim == 3 else every
     outs, ins, kh, kw = every.shape
     chosen = _strongest(every, count)
     shown, canvas = every[chosen], Canvas()
     side = min(1.1, max(0.42, 0.09 * kw))
-    if ins in (1, 3):
+    if ins == 1 or coloured:
         tiles = _Tiles(canvas, 0, 0, side, max(side * kh / kw, 0.12), 0.16)
         most = float(np.max(np.abs(shown), initial=0.0, where=np.isfinite(shown)))
         for k, one in zip(chosen, shown, strict=True):
@@ -188,8 +200,7 @@ def filters(weight: Any, path: str | Path, title: str = "", count: int = 64) -> 
             "white does not matter."
         )
     some = f"{len(chosen)} of {outs:,} filters, the strongest. " if len(chosen) < outs else f"All {outs:,} filters. "
-    size = f"{kh}x{kw}" if kh > 1 else f"{kw}"
-    caption = f"{some}A filter is a small table of {size} numbers per input that slides over the image. {means}"
+    caption = f"{some}A filter is a small table of {size} numbers per input channel that slides over the image. {means}"
     return canvas.save("filters", path, title or f"Filters{_of(layer)}", caption)
 
 
@@ -350,8 +361,11 @@ def attributions(x: Any, maps: Mapping[str, Any] | Any, path: str | Path, title:
     title = title or ("Which pixels matter" + ("" if len(flat) > 1 else f": {_called(next(iter(flat)))}"))
     if image.ndim == 2:
         _of_signal(canvas, image, flat, most)
+        for word, other in _OF_SIGNALS.items():
+            title, caption = title.replace(word, other), caption.replace(word, other)
         return canvas.save(who, path, title, caption)
     height = _PANEL if len(flat) <= 3 else 1.45
+    height = min(height, 3.0 * image.shape[1] / image.shape[2])
     right = _panel(canvas, 0, 0, height, pixels(image))
     canvas.text(0, -0.11, "the image", 9)
     if len(flat) == 1:
@@ -409,6 +423,8 @@ def maximized(
         [host(who, "images", one, 3, 4) for one in images] if not is_array(images) else [host(who, "images", images, 4)]
     )
     made = [one for part in several for one in (part if part.ndim == 4 else part[None])]
+    if not made:
+        raise UsageError(f"{who}: images must be at least one, got none")
     labels = [str(k) for k in range(len(made))] if labels is None else [str(label) for label in labels]
     if len(labels) != len(made):
         raise UsageError(f"{who}: labels must be {len(made)}, one per image, got {len(labels)}")
@@ -422,7 +438,7 @@ def maximized(
         "along the gradient until the number named below it was as large as possible. They show the pattern that it "
         "looks for, with much that no photograph has. Each has a brightness scale of its own."
     )
-    return canvas.save(who, path, title or f"What excites the network most{_of(layer)}", caption)
+    return canvas.save(who, path, title or f"What excites {f'layer {layer}' if layer else 'the network'} most", caption)
 
 
 @explained

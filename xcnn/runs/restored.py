@@ -150,7 +150,9 @@ class Restored:
                     )
             names += [f"{self.title}-{index}" for index in indices]
             images += list(to_float(test.x[list(indices)]))
-            truths += test.y[list(indices)].tolist()
+            labels = test.y[list(indices)]
+            single = labels.ndim == 1 and labels.dtype.kind in "iu"  # otherwise shares of several classes
+            truths += [label if single and label >= 0 else None for label in labels.tolist()]
         if not images:
             return []
         stack = np.stack(images)

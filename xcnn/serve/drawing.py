@@ -44,7 +44,7 @@ def _placed(ink: npt.NDArray[np.uint8], h: int, w: int, share: float, by_mass: b
     scale = share * min(h / tall, w / wide)
     box = _scaled(part, max(1, round(tall * scale)), max(1, round(wide * scale)))
     (bh, bw), total = box.shape, float(box.sum())
-    top, left = (h - bh) // 2, (w - bw) // 2
+    top, left = (h - bh + 1) // 2, (w - bw + 1) // 2
     if by_mass and total > 0:
         top = round(h / 2 - float(box.sum(axis=1) @ np.arange(bh)) / total)
         left = round(w / 2 - float(box.sum(axis=0) @ np.arange(bw)) / total)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from xcnn.errors import printable
+from xcnn.serve.session import MOST_BYTES
 
 __all__ = ["HEADERS", "Guard", "refusal"]
 
@@ -18,7 +19,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-_MOST_BYTES = {"/api/photo": 16 * 2**20}
+_MOST_BYTES = {"/api/photo": MOST_BYTES}
 _MOST_OTHER_BYTES = 2**16
 _BODY_SECONDS = 10.0
 _AT_ONCE = 16
@@ -26,7 +27,7 @@ _PER_SECOND, _BURST = 200.0, 400.0
 
 HEADERS = {
     "cache-control": "no-store",
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
@@ -122,7 +123,7 @@ class Guard:
         ours = [b"http://" + hosts[0]]
         if scope["method"] == "POST" and (origins not in ([], ours) or sites not in ([], [b"same-origin"], [b"none"])):
             return 403, "requests of other web sites are refused"
-        if lengths and int(lengths[0]) > _limit(scope["path"]):
+        if lengths and (len(lengths[0]) > 12 or int(lengths[0]) > _limit(scope["path"])):
             return 413, f"the body is longer than {_limit(scope['path'])} bytes"
         if scope["method"] == "POST":
             now = time.monotonic()
@@ -137,20 +138,18 @@ class Guard:
 
     async def _body(self, path: str, receive: Receive) -> bytes | tuple[int, str]:
         """Return the body, or the status and a sentence if it does not come in time or is too long."""
-        parts: list[bytes] = []
-        total, limit = 0, _limit(path)
+        body, limit = bytearray(), _limit(path)
         try:
             async with asyncio.timeout(_BODY_SECONDS):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ConnectionError
-                    parts.append(message.get("body", b""))
-                    total += len(parts[-1])
-                    if total > limit:  # a body in chunks has no Content-Length
+                    body += message.get("body", b"")
+                    if len(body) > limit:  # a body in chunks has no Content-Length
                         return 413, f"the body is longer than {limit} bytes"
                     if not message.get("more_body", False):
-                        return b"".join(parts)
+                        return bytes(body)
         except TimeoutError:
             return 408, f"the body did not come within {_BODY_SECONDS:g} seconds"
 

@@ -85,12 +85,12 @@ export function element(name, text = "", className = "") {
   return made;
 }
 
-const number = (value) => (value === null ? "not finite" : Number(value.toPrecision(3)).toString());
+const number = (value) => (Number.isFinite(value) ? Number(value.toPrecision(3)).toString() : "not finite");
 
 export class Layers {
-  /** chosen(layer, index, kept) is called for a neuron, seen() when other layers have come into view. */
-  constructor(list, layers, chosen, seen) {
-    Object.assign(this, { layers, chosen, seen });
+  /** chosen(layer, index, byKey) is called for a neuron, seen() when other layers come into view, onward() by Enter. */
+  constructor(list, layers, chosen, seen, onward) {
+    Object.assign(this, { layers, chosen, seen, onward });
     this.mode = "y";
     this.visible = new Set();
     this.marker = element("span", "", "cell");
@@ -148,11 +148,12 @@ export class Layers {
     const { layer } = row;
     const { h, w } = this.#grid(layer);
     const vector = layer.shape.length === 1;
-    const wide = vector ? w * 10 : Math.max(40, Math.min(72, w * 2.4)) * Math.sqrt(w / h);
+    const wide = vector ? w * Math.max(10, Math.min(24, 320 / w)) : Math.max(40, Math.min(72, w * 2.4)) * Math.sqrt(w / h);
     for (let channel = row.buttons.length; channel < (vector ? 1 : row.count); channel++) {
       const button = element("button", "", "map");
       button.type = "button";
       button.tabIndex = channel ? -1 : 0;
+      button.ariaLabel = `${layer.name} ${layer.kind}${vector ? "" : `, channel ${channel}`}`;
       button.style.width = `${wide}px`;
       button.style.aspectRatio = `${w} / ${h}`;
       const canvas = document.createElement("canvas");
@@ -204,7 +205,7 @@ export class Layers {
       this.#choose(row, button, at);
       return;
     }
-    if (this.inside) return this.#leave(); // a key: into the map, at its middle, or out again
+    if (this.inside) return this.onward(); // a key: into the map, at its middle, and then on to its panel
     const { h, w } = this.#grid(row.layer);
     this.inside = { button, channel, row: Math.floor((h - 1) / 2), column: Math.floor((w - 1) / 2) };
     button.classList.add("inside");
@@ -215,6 +216,11 @@ export class Layers {
   #leave() {
     this.inside?.button.classList.remove("inside");
     this.inside = null;
+  }
+
+  /** Moves the focus from the panel of a neuron back to its map. */
+  back() {
+    this.marker.parentElement?.focus();
   }
 
   release() {
@@ -247,8 +253,10 @@ export class Layers {
     next?.focus();
   }
 
-  /** Draws the maps of an answer, and marks the channels that are off. */
+  /** Draws the maps of an answer, and marks the channels that are off. Their names follow when the pen rests. */
   draw(arrays, off) {
+    clearTimeout(this.rest);
+    this.rest = setTimeout(() => this.#name(arrays), 150);
     for (const array of arrays) {
       if (array.kind !== this.mode) continue;
       const row = this.rows[array.layer];
@@ -256,27 +264,40 @@ export class Layers {
       const { h, w } = this.#grid(layer);
       const scale = Math.max(Math.abs(array.low), Math.abs(array.high)) || 1;
       const switched = new Set(off[layer.name] ?? []);
-      const what = `${this.mode === "y" ? "" : "gradient of "}${layer.name} ${layer.kind}`;
-      const range = `${number(array.low)} to ${number(array.high)}`;
       buttons.forEach((button, channel) => {
         const start = channel * h * w;
         if (start >= array.data.length) return;
         paint(button.firstChild, array.data, start, h, w, scale);
-        const name = layer.shape.length === 3 ? `channel ${channel}, ${h} by ${w}, ` : `${layer.shape[0]} numbers, `;
-        const isOff = switched.has(channel) && layer.shape.length === 3;
-        const text = `${what}, ${name}the layer is from ${range}${isOff ? ", switched off" : ""}`;
-        if (button.ariaLabel !== text) button.ariaLabel = text;
-        button.classList.toggle("off", isOff);
+        button.classList.toggle("off", switched.has(channel) && layer.shape.length === 3);
+      });
+    }
+  }
+
+  /** Says in words what each map shows, for screen readers. */
+  #name(arrays) {
+    for (const { kind, layer: place, shape, data } of arrays) {
+      if (kind !== this.mode) continue;
+      const { layer, buttons } = this.rows[place];
+      const [count, h, w] = shape;
+      const size = shape.length === 3 ? h * w : count;
+      buttons.slice(0, data.length / size).forEach((button, channel) => {
+        const map = data.subarray(channel * size, (channel + 1) * size);
+        const [low, high] = [Math.min, Math.max].map((end) => number(map.reduce((a, b) => end(a, b))));
+        const part = shape.length === 3 ? `channel ${channel}, ${h} by ${w}` : `${count} numbers`;
+        const off = button.classList.contains("off") ? ", switched off" : "";
+        const what = `${kind === "y" ? "" : "gradient of "}${layer.name} ${layer.kind}`;
+        button.ariaLabel = `${what}, ${part}, from ${low} to ${high}${off}`;
       });
     }
   }
 
   /** Lets the layers light up one after the other from the last to the first, as the gradient runs. */
   flow() {
+    const count = this.rows.length;
+    for (const { row } of this.rows) row.classList.remove("flow");
+    void this.rows[0]?.row.offsetWidth; // so that the animation begins again
     this.rows.forEach(({ row }, place) => {
-      row.classList.remove("flow");
-      void row.offsetWidth; // so that the animation begins again
-      row.style.setProperty("--wait", `${(this.rows.length - 1 - place) * 0.06}s`);
+      row.style.setProperty("--wait", `${(count - 1 - place) * Math.min(0.06, 1.5 / count)}s`);
       row.classList.add("flow");
     });
   }

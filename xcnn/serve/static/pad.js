@@ -21,7 +21,9 @@ export class Pad {
     this.key = { x: side / 2, y: side / 4, down: false };
     element.addEventListener("pointerdown", (event) => this.#start(event));
     element.addEventListener("pointermove", (event) => this.#move(event));
-    for (const name of ["pointerup", "pointercancel"]) element.addEventListener(name, () => (this.at = null));
+    for (const name of ["pointerup", "pointercancel"]) {
+      element.addEventListener(name, (event) => event.pointerId === this.pointer && (this.at = null));
+    }
     element.addEventListener("keydown", (event) => this.#press(event));
     element.addEventListener("focus", () => this.#place());
     element.addEventListener("blur", () => {
@@ -46,18 +48,19 @@ export class Pad {
   }
 
   #start(event) {
-    if (event.button !== 0) return;
+    if (event.button !== 0 || this.at) return; // a second finger does not draw
     event.preventDefault();
     this.element.focus({ preventScroll: true });
     this.pen.hidden = true;
     this.element.setPointerCapture(event.pointerId);
+    this.pointer = event.pointerId;
     this.at = this.#point(event);
     this.#line(this.at);
     this.#send(performance.now());
   }
 
   #move(event) {
-    if (!this.at) return;
+    if (!this.at || event.pointerId !== this.pointer) return;
     const since = performance.now();
     const all = event.getCoalescedEvents ? event.getCoalescedEvents() : [];
     for (const one of all.length ? all : [event]) this.#line(this.#point(one));

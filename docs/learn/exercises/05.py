@@ -1,0 +1,27 @@
+"""Exercises of chapter 5: initialisation.
+
+Replace each `raise NotImplementedError`, and check: python docs/learn/check.py docs/learn/exercises/05.py
+"""
+
+import numpy as np
+
+
+def terms(shape: tuple[int, ...]) -> int:
+    """Return how many products a filter adds up for one number of its map.
+
+    shape is that of the weights: (filters, channels, rows, columns), or (outputs, inputs) of a fully connected layer.
+    """
+    raise NotImplementedError
+
+
+def kaiming(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Draw weights with the mean 0 and the spread of Kaiming's rule, by rng.normal(...)."""
+    raise NotImplementedError
+
+
+def dead_share(maps: np.ndarray) -> float:
+    """Return the share of dead filters among the maps after a ReLU, (images, filters, rows, columns).
+
+    A filter is dead if its numbers are 0 everywhere in all images: no gradient passes it, and it cannot learn.
+    """
+    raise NotImplementedError
