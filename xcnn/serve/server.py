@@ -107,7 +107,11 @@ def serve(session: Session, port: int = 8000, tell: Callable[[str], object] = pr
 
 def _bound(port: int) -> socket.socket:
     """Return a socket that is bound to a port of 127.0.0.1, before anything is announced."""
-    integer("serve", "port", port, 0, 65535)
+    try:
+        integer("serve", "port", port, 0, 65535)
+    except UsageError as error:
+        error.setting = "port"
+        raise
     # With the protocol named, asyncio sends every part of an answer at once. Otherwise a part waits up to 40 ms.
     made = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     with contextlib.suppress(OSError):

@@ -37,6 +37,7 @@ function failed(sentence) {
 /** Shows an answer: the picture, the scores, the maps. */
 function shown({ header, arrays }, name) {
   if (name !== "look") get("error").hidden = true;
+  if (name === "example" && header.truth !== null) get("label").value = header.truth;
   state.last = { header, arrays };
   const of = Object.fromEntries(arrays.filter((one) => one.layer === undefined).map((one) => [one.kind, one]));
   paintImage(get("input").firstChild, of.x.data, of.x.shape);
@@ -224,7 +225,11 @@ function photo(file) {
 if (network.test) {
   get("random").addEventListener("click", () => example(null));
   get("index").max = network.test - 1;
-  get("index").addEventListener("change", () => get("index").validity.valid && get("index").value && example(get("index").valueAsNumber));
+  get("index").addEventListener("change", () => {
+    const { validity, valueAsNumber, max } = get("index");
+    if (validity.valid && !Number.isNaN(valueAsNumber)) example(valueAsNumber);
+    else failed(`The test images have the numbers 0 to ${max}.`);
+  });
 } else get("random").hidden = get("index-label").hidden = true;
 get("photo").addEventListener("change", ({ target: input }) => {
   if (input.files.length) photo(input.files[0]);
