@@ -19,7 +19,7 @@ from xcnn.nn import Module
 from xcnn.pages._html import Content, Html, Section, bar, code, element, figure, listing, name, page, table
 from xcnn.pages._layers import layers_shown, statistics_table
 from xcnn.pages._pictures import SIGNED, grey, overlay, seen, signed
-from xcnn.pages._words import METHODS, Method
+from xcnn.plots._methods import METHODS, Method
 from xcnn.runs import Prediction, Restored
 from xcnn.training.feed import dtype_of, place
 
