@@ -130,7 +130,7 @@ def explanation(
         sections = [
             one for k, image in enumerate(found) for one in writer.sections(image, chosen, f"-{k + 1}" * several)
         ]
-    network = restored.checkpoint.model or "own network"
+    network = f"the network {restored.checkpoint.model}".rstrip()
     title = f"What {network} sees in {found[0].name}" + f" and {len(found) - 1} more" * several
     sections += [
         Section("careful", "Where to be careful", _careful()),
@@ -138,7 +138,7 @@ def explanation(
     ]
     lead = element(
         "p",
-        f"What the network {network} answers, what in the image speaks for it, and what each of its layers computes on "
+        f"What {network} answers, what in the image speaks for it, and what each of its layers computes on "
         "the way. All pictures show the true numbers of the network.",
         class_="lead",
     )
@@ -411,7 +411,7 @@ def _again(
     words += [] if target is None else ["--target", str(target)]
     words += ["--invert"] * invert
     known = [
-        ("network", code(checkpoint.model or "own")),
+        ("network", code(checkpoint.model) if checkpoint.model else "its own, in the file"),
         ("trained on", name(checkpoint.dataset or "unknown")),
         ("weights", checkpoint.weights or "unknown"),
         ("computed on", code(restored.device.name)),
