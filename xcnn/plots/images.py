@@ -40,14 +40,6 @@ def _example(caller: str, name: str, values: Any, *ndims: int) -> np.ndarray:
     return first
 
 
-def _image(caller: str, name: str, values: Any) -> np.ndarray:
-    """Return the first image (c, h, w) or signal (c, l) of a batch; of channels that are no colours, their mean."""
-    image = _example(caller, name, values, 3, 4)
-    if image.ndim == 3 and image.shape[0] not in (1, 3):
-        image = np.mean(image, 0, keepdims=True)
-    return image
-
-
 def _panel(canvas: Canvas, x: float, y: float, height: float, colours: np.ndarray, most: float = 3.0) -> float:
     """Draw (h, w, 4) colours in a frame and return the place to the right."""
     width: float = height * colours.shape[1] / colours.shape[0]
@@ -225,7 +217,7 @@ def network_maps(
     names = list(found)
     canvas, left, side, y = Canvas(6.0), 1.9, 0.62, 0.0
     if x is not None:
-        image = _image(who, "x", x)
+        image = _example(who, "x", x, 3, 4)
         canvas.text(0, side / 2, "the input", 9, bold=True)
         if image.ndim == 2:
             _signal(canvas, left, 0, 3, side, image)
@@ -302,7 +294,7 @@ def attributions(x: Any, maps: Mapping[str, Any] | Any, path: str | Path, title:
         `xcnn.explain.ATTRIBUTIONS` are explained in the caption.
     """
     who = "attributions"
-    image = _image(who, "x", x)
+    image = _example(who, "x", x, 3, 4)
     named = dict(maps) if isinstance(maps, Mapping) else {"attribution": maps}
     if not named:
         raise UsageError(f"{who}: maps must be at least one attribution, got none")
@@ -391,7 +383,7 @@ def maximized(
     height, width = made[0].shape[1:]
     tiles = _Tiles(canvas, 0, 0, 1.1 * width / max(height, width), 1.1 * height / max(height, width), 0.18)
     for one, label in zip(made, labels, strict=True):
-        tiles.draw(pixels(one if one.shape[0] in (1, 3) else one.mean(0, keepdims=True)), label)
+        tiles.draw(pixels(one), label)
     caption = (
         "No photograph: the network made these pictures. Each began as noise, and was changed in many small steps "
         "along the gradient until the number named below it was as large as possible. They show the pattern that it "
@@ -413,7 +405,7 @@ def receptive_fields(
     layers : the names of the layers to draw; by default up to eight in which the part has grown.
     """
     who = "receptive_fields"
-    image = _image(who, "x", x)
+    image = _example(who, "x", x, 3, 4)
     if image.ndim != 3:
         raise ShapeError(f"{who}: x must be images (n, c, h, w), got signals")
     for name in layers or ():
