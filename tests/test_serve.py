@@ -251,6 +251,7 @@ def test_a_step_that_would_ruin_the_network_is_refused(page: Page) -> None:
 def test_a_neuron_is_the_sum_of_what_feeds_it(page: Page) -> None:
     page.ask("ink", drawn_seven().tobytes(), BYTES)
     header, arrays = page.ask("neuron", {"layer": 2, "index": [3, 4, 0]})
+    assert header["feeds"]["biased"]
     total = arrays["products"].sum(dtype=np.float64) + header["feeds"]["bias"]
     assert header["value"] == pytest.approx(total, rel=1e-4, abs=1e-5)
     assert header["feeds"]["start"] == [3, -1]

@@ -33,7 +33,8 @@ def feeds(call: Call, index: tuple[int, ...]) -> Feeds:
     -------
     what : `kind` says how the numbers belong together:
 
-        - `conv`: `window` times `weight` is `products`, (channels, rows, columns); their sum and `bias` are the value.
+        - `conv`: `window` times `weight` is `products`, (channels, rows, columns); their sum and `bias` are the value;
+          `biased` says whether the layer has one.
           The window begins at `start` (row, column) of the maps of `size` (h, w), maybe in the padding, on the channels
           from `first` on, and has the spacing `dilation`.
         - `linear`: the same with vectors.
@@ -55,7 +56,7 @@ def feeds(call: Call, index: tuple[int, ...]) -> Feeds:
     if isinstance(module, nn.Linear) and x.ndim == 1:
         weight = to_numpy(module.weight.data)[index[0]]
         arrays = {"window": x, "weight": weight, "products": x * weight}
-        return {"kind": "linear", "bias": _bias(module, index[0])}, arrays
+        return {"kind": "linear", **_bias(module, index[0])}, arrays
     if isinstance(module, _MAX + _MEAN) and x.ndim == 3:
         return _pool(module, x, index)
     if isinstance(module, nn.Flatten) and module.start_dim == 1:
@@ -73,8 +74,9 @@ def feeds(call: Call, index: tuple[int, ...]) -> Feeds:
     return ({"kind": "same", "inputs": [float(x[index])]} if alone else {"kind": "other"}), {}
 
 
-def _bias(module: Any, channel: int) -> float:
-    return 0.0 if module.bias is None else float(to_numpy(module.bias.data)[channel])
+def _bias(module: Any, channel: int) -> dict[str, float | bool]:
+    biased = module.bias is not None
+    return {"bias": float(to_numpy(module.bias.data)[channel]) if biased else 0.0, "biased": biased}
 
 
 def _cut(x: Any, axes: Any, place: tuple[int, ...], outside: float) -> tuple[Array, list[int], list[int]]:
@@ -94,7 +96,7 @@ def _conv(module: nn.Conv2d, x: Array, index: tuple[int, ...]) -> Feeds:
     weight = to_numpy(module.weight.data)[index[0]]
     first = index[0] // (module.out_channels // module.groups) * len(weight)
     window, start, dilation = _cut(x[first : first + len(weight)], axes, index[1:], 0.0)
-    what = {"kind": "conv", "bias": _bias(module, index[0]), "first": first, "start": start, "dilation": dilation}
+    what = {"kind": "conv", **_bias(module, index[0]), "first": first, "start": start, "dilation": dilation}
     what["size"] = list(x.shape[1:])
     return what, {"window": window, "weight": weight, "products": window * weight}
 

@@ -116,9 +116,9 @@ export class Neuron {
     const sums = Array.from({ length: channels }, (_, k) => sum(part(products, k)));
     const strongest = sums.reduce((best, one, k) => (Math.abs(one) > Math.abs(sums[best]) ? k : best), 0);
     const k = this.channel !== null && this.channel < channels ? this.channel : strongest;
-    const { first, start, dilation, bias } = header.feeds;
+    const { first, start, dilation } = header.feeds;
     const total = sum(sums);
-    const words = `All ${products.data.length} products together are ${number(total, 4)}; with the bias that is the value.`;
+    const words = `All ${products.data.length} products together are ${number(total, 4)}${this.#rest()}`;
     const outside = (y, x) =>
       [y, x].some((tap, axis) => {
         const at = start[axis] + tap * dilation[axis];
@@ -150,15 +150,22 @@ export class Neuron {
     this.cells = { seen: left.cells, products: right.cells };
     grids.append(left.box, middle.box, right.box);
     this.words = element("p", words, "small");
-    this.parts.replaceChildren(label, grids, this.words, this.#bias(bias));
+    this.parts.replaceChildren(label, grids, this.words, ...this.#bias());
   }
 
-  #bias(value) {
+  /** Says how the value comes from the sum of the products. */
+  #rest() {
+    return this.answer.header.feeds.biased ? "; with the bias that is the value." : ", which is the value: the layer has no bias.";
+  }
+
+  #bias() {
+    const { bias, biased } = this.answer.header.feeds;
+    if (!biased) return [];
     const label = element("label", "Bias ");
-    label.append(this.#input("bias", value, (wanted) => this.#edit("bias", [this.answer.header.index[0]], wanted)));
+    label.append(this.#input("bias", bias, (wanted) => this.#edit("bias", [this.answer.header.index[0]], wanted)));
     const box = element("p");
     box.append(label);
-    return box;
+    return [box];
   }
 
   #linear(anew) {
@@ -180,7 +187,7 @@ export class Neuron {
         return cells;
       });
       this.words = element("p", "", "small");
-      this.parts.replaceChildren(element("p", "The inputs with the largest products:", "small"), table, this.words, this.#bias(header.feeds.bias));
+      this.parts.replaceChildren(element("p", "The inputs with the largest products:", "small"), table, this.words, ...this.#bias());
     }
     const scale = peak(products.data);
     this.order.forEach((i, at) => {
@@ -190,7 +197,7 @@ export class Neuron {
     const here = sum(this.order.map((i) => products.data[i]));
     const all = sum(products.data);
     const rest = products.data.length - this.order.length;
-    this.words.textContent = `${rest > 0 ? `The other ${rest} products are ${number(all - here, 4)} together. ` : ""}All together are ${number(all, 4)}; with the bias that is the value.`;
+    this.words.textContent = `${rest > 0 ? `The other ${rest} products are ${number(all - here, 4)} together. ` : ""}All together are ${number(all, 4)}${this.#rest()}`;
   }
 
   #others() {
