@@ -10,6 +10,7 @@ import os
 import re
 import runpy
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -110,7 +111,8 @@ def test_code_in_a_text_is_code_of_its_program(text):
     source = program(text.name[:2]).read_text("utf-8")
     for kind, block in blocks(text):
         if kind == "python":
-            assert block in source, f"{text.name} shows code that its program does not have:\n{block}"
+            there = any(textwrap.indent(block, " " * deep) in source for deep in range(0, 16, 4))
+            assert there, f"{text.name} shows code that its program does not have:\n{block}"
     assert text.read_text("utf-8").count("\n```") == 2 * len(blocks(text))  # no block has another kind
 
 

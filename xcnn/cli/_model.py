@@ -65,6 +65,16 @@ class Source:
     device: str = "cpu"
     threads: int | None = None
 
+    def flags(self) -> list[str]:
+        """Return the words that give the same flags again, without those on which no result depends."""
+        words: list[str] = []
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value != one.default and one.name != "threads":
+                said = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                words += [f"--{one.name.replace('_', '-')}", *([] if value is True else [said])]
+        return words
+
     def restore(self, checkpoint: Path, bar: Bar, scores: bool = True) -> Restored:
         """Return the model of a checkpoint, with classes if `scores`; `bar` shows a download of the data set."""
         use_threads(self.threads)
@@ -85,20 +95,6 @@ class Source:
             tell=note,
             parallel=processes(),
         )
-
-    def flags(self) -> list[str]:
-        """Return the flags that were given, except the number of threads, on which no result depends."""
-        words: list[str] = []
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if value == one.default or one.name == "threads":
-                continue
-            words.append(f"--{one.name.replace('_', '-')}")
-            if isinstance(value, tuple):
-                words.append(",".join(f"{number:g}" for number in value))
-            elif value is not True:
-                words.append(str(value))
-        return words
 
 
 def note_inverted(restored: Restored, names: Sequence[str], invert: bool) -> None:

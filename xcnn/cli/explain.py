@@ -63,18 +63,9 @@ def explain(
         pages.methods_named(methods)  # before anything is computed
     check_writable(out)
     source = source or Source()
-    restored = source.restore(checkpoint, Bar())
+    restored, named = source.restore(checkpoint, Bar()), [str(checkpoint), *source.flags()]
     made = pages.explanation(
-        restored,
-        out,
-        images,
-        index,
-        methods=methods,
-        target=target,
-        invert=invert,
-        source=str(checkpoint),
-        flags=source.flags(),
-        tell=note,
+        restored, out, images, index, methods=methods, target=target, invert=invert, source=named, tell=note
     )
     note_inverted(restored, [one.name for one in made if one.inverted], invert)
     rows = [(one.name, one.answer, one.truth) for one in made]

@@ -16,9 +16,9 @@ from xcnn.data.images import read_photo
 from xcnn.devices import to_numpy
 from xcnn.errors import ShapeError, UsageError, XcnnError, explained
 from xcnn.nn import Module
-from xcnn.pages._html import Content, Html, Section, bar, code, element, figure, listing, more, name, page, table
+from xcnn.pages._html import Content, Html, Section, bar, code, element, figure, listing, name, page, table
 from xcnn.pages._layers import layers_shown, statistics_table
-from xcnn.pages._pictures import HOT, SIGNED, grey, overlay, seen, signed
+from xcnn.pages._pictures import SIGNED, grey, overlay, seen, signed
 from xcnn.pages._words import METHODS, Method
 from xcnn.runs import Prediction, Restored
 from xcnn.training.feed import dtype_of, place
@@ -80,8 +80,7 @@ def explanation(
     methods: Sequence[str] | None = None,
     target: str | int | None = None,
     invert: bool = False,
-    source: str = "",
-    flags: Sequence[str] = (),
+    source: Sequence[str] = ("RUN",),
     tell: Callable[[str], object] = lambda message: None,
 ) -> list[Shown]:
     """Write a page on what a network answers for images, why, and what each of its layers sees.
@@ -98,8 +97,7 @@ def explanation(
         as `function(model, x, target)`; by default Grad-CAM, if the network has maps, and occlusion.
     target : the class whose score is explained, by name or index; by default the most likely one of each image.
     invert : whether to turn light into dark in the files.
-    source : the file of the network, as it is named on the page.
-    flags : further flags of the command on the page that makes it again.
+    source : the words with which a command names the network, its file and flags such as `--data-dir`, for the page.
     tell : called with a sentence for what the page does not show.
 
     Returns
@@ -140,9 +138,7 @@ def explanation(
     title = f"What {network} sees in {found[0].name}" + f" and {len(found) - 1} more" * several
     sections += [
         Section("careful", "Where to be careful", _careful()),
-        Section(
-            "again", "How to make this page again", _again(restored, source, found, methods, target, invert, flags)
-        ),
+        Section("again", "How to make this page again", _again(restored, source, found, methods, target, invert)),
     ]
     lead = element(
         "p",
@@ -215,7 +211,9 @@ class _Writer:
             element("strong", name(self.classes[best])),
             f" with a probability of {_likely(float(one.probabilities[best]))}. ",
         ]
-        if truth is not None and truth == best:
+        if not np.isfinite(one.probabilities[best]):
+            said = ["The network gives no answer: its numbers are not finite, as after a training that diverged."]
+        elif truth is not None and truth == best:
             said.append("That is right.")
         elif truth is not None:
             said += [
@@ -256,8 +254,8 @@ class _Writer:
                 "p",
                 "Explained is the score of ",
                 element("strong", name(self.classes[target])),
-                ": the number of this class before all of them are made probabilities. Red speaks for it, blue against "
-                "it, white has no effect: ",
+                ": the number that the network computes for this class, before the numbers of all classes become "
+                "probabilities. Red speaks for the class, blue against it, white has no effect: ",
                 SIGNED,
             )
         ]
@@ -350,7 +348,8 @@ def _compared(values: np.ndarray, chance: np.ndarray) -> list[str]:
     said = "To compare, the network forgets what it has learned: its weights are drawn at random. "
     shared = _rank_correlation(values, chance)
     if shared is None:
-        return [said, "One of the two maps is the same everywhere, so there is no order of pixels to compare."]
+        which = "The map above" if values.min() == values.max() else "Its map"
+        return [said, f"{which} is the same everywhere, so there is no order of pixels to compare."]
     alike = "rather reversed" if shared < -0.3 else "hardly alike" if shared < 0.3 else "somewhat alike"
     alike = "much alike" if shared >= 0.6 else alike
     meaning = {
@@ -406,21 +405,19 @@ def _careful() -> Html:
 
 def _again(
     restored: Restored,
-    source: str,
+    source: Sequence[str],
     found: Sequence[Prediction],
     methods: Sequence[str] | None,
     target: str | int | None,
     invert: bool,
-    flags: Sequence[str],
 ) -> Content:
     checkpoint = restored.checkpoint
-    words = ["xcnn", "explain", source or "RUN"]
-    words += [str(one.file) for one in found if one.file is not None]
+    words = ["xcnn", "explain", source[0], *(str(one.file) for one in found if one.file is not None), *source[1:]]
     if indices := [one.name.rpartition("-")[2] for one in found if one.file is None]:
         words += ["--index", ",".join(indices)]
     words += [] if methods is None else ["--method", ",".join(methods)]
     words += [] if target is None else ["--target", str(target)]
-    words += [*["--invert"] * invert, *flags]
+    words += ["--invert"] * invert
     known = [
         ("network", code(checkpoint.model or "own")),
         ("trained on", name(checkpoint.dataset or "unknown")),
@@ -430,9 +427,4 @@ def _again(
     return [
         listing(shlex.join(words)),
         table("What this page was computed with", ("", ""), known),
-        more(
-            "The colours",
-            element("p", "Maps: ", SIGNED, " from the largest number below zero over zero to the largest above it. "),
-            element("p", "Of one layer, all maps have the same scale, so that they can be compared: ", HOT),
-        ),
     ]

@@ -50,6 +50,7 @@ def network(model: Module, shape: Sequence[int], path: str | Path, depth: int | 
     if depth is not None:
         _check.integer("network", "depth", depth)
     shape = tuple(_check.integer("network", "shape", size) for size in shape)
+    canvas = Canvas(5.0)  # without Matplotlib, this raises the error that says so
     host, first = np.zeros((1, *shape), np.float32), next(iter(model.parameters()), None)
     found = trace(model, host if first is None else like(host, first.data))
     fields = receptive_fields(model, shape) if len(shape) > 1 else {}
@@ -58,7 +59,6 @@ def network(model: Module, shape: Sequence[int], path: str | Path, depth: int | 
     measure(root, edges)
     place(root, 0.0, 0.0)
     bends = wrap(root, edges)
-    canvas = Canvas(5.0)
     _start(canvas, root, shape, found, edges)
     _draw(canvas, root, outer=True)
     _connect(canvas, root, edges, bends)
