@@ -1,4 +1,7 @@
-"""Solutions of the exercises of chapter 3: gradients."""
+"""Solutions of the exercises of chapter 3: gradients.
+
+1. Why p does not change: exp(z - c) is exp(z) / exp(c), and the division by exp(c) is in the sum, too, so it cancels.
+"""
 
 import numpy as np
 

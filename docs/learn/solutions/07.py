@@ -1,4 +1,8 @@
-"""Solutions of the exercises of chapter 7: overfitting and augmentation."""
+"""Solutions of the exercises of chapter 7: overfitting and augmentation.
+
+4. Yes: the validation loss rises from 0.045 in epoch 12 to 0.072 in epoch 60. But it stays far below that with 200
+   images, and the accuracy is 0.98.
+"""
 
 import numpy as np
 
