@@ -124,6 +124,18 @@ def test_grad_cam_is_the_sum_of_maps_times_mean_gradients() -> None:
     assert explain.grad_cam(model, x, 1, "3").shape == (3, 6, 8)  # a container
 
 
+def test_grad_cam_plus_plus_keeps_small_gradients() -> None:
+    model, x = network().to("cpu", "float32"), images().astype(np.float32)
+    target = np.zeros((3, 5), np.float32)
+    target[:, 1] = 1e-24  # the squares of the gradients are 0 in float32
+    found, maps = explain.grad_cam_plus_plus(model, x, target), explain.trace(model, x)
+    maps.backward(target * np.float32(1e24))
+    weights = np.maximum(maps["4"].dy, 0).sum((2, 3)) / 2
+    expected = np.maximum(np.einsum("nchw,nc->nhw", maps["4"].y, weights), 0)
+    assert expected.max() > 1e-3
+    np.testing.assert_allclose(found * np.float32(1e24), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_guided_backpropagation_passes_only_what_is_positive_through_every_relu() -> None:
     model, x = models.build("lenet5", seed=0).to("cpu", "float64"), np.random.default_rng(0).random((2, 1, 28, 28))
     found = explain.trace(model, x, rule=explain.guided)
@@ -276,7 +288,7 @@ def test_networks_without_what_a_method_needs_are_refused() -> None:
             lambda: explain.grad_cam(lenet, x, layer="7"),
             r"^grad_cam: '7' has no maps .*; the layers that have are 0,",
         ),
-        (lambda: explain.grad_cam_plus_plus(lenet, x, layer="conv"), r"^unknown grad_cam_plus_plus: layer 'conv'"),
+        (lambda: explain.grad_cam_plus_plus(lenet, x, layer="conv"), r"^unknown layer 'conv'"),
         (lambda: explain.guided_backprop(flat, row), r"^guided_backprop: the network has no ReLU, so that it is the"),
         (
             lambda: explain.occlusion(lenet, x, window=3, stride=4),

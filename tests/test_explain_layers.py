@@ -75,6 +75,21 @@ def test_statistics_are_those_of_all_activations_at_once() -> None:
     assert by_layer["1"].saturated is None
 
 
+def test_a_shared_layer_has_a_row_for_each_call() -> None:
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), relu, nn.Conv2d(3, 8, 3), relu).to("cpu", "float64")
+    model.reset_parameters(0)
+    rows = explain.activation_statistics(model, np.random.default_rng(0).random((7, 1, 6, 6)), batch_size=3)
+    assert [(row.layer, row.units) for row in rows] == [("Conv2d", 3), ("ReLU", 3), ("Conv2d", 8), ("ReLU", 8)]
+
+
+def test_statistics_show_that_numbers_are_not_finite() -> None:
+    x = np.asarray([[1.0, 2.0], [np.nan, 3.0], [4.0, 5.0]])
+    for given in (x, x[::-1]):
+        (row,) = explain.activation_statistics(nn.Sequential(nn.Identity()), given, batch_size=1)
+        assert np.isnan([row.mean, row.std, row.minimum, row.maximum]).all()
+
+
 def test_statistics_do_not_lose_small_spreads_around_large_means() -> None:
     x = (1000 + np.random.default_rng(0).normal(0, 0.01, (1000, 50))).astype(np.float64)
     model = nn.Sequential(nn.Identity())
@@ -106,7 +121,7 @@ def test_features_are_rows_of_any_layer() -> None:
     np.testing.assert_array_equal(explain.features(model, x, "11"), maps["11"])
     without = nn.Sequential(nn.Conv2d(1, 3, 3), nn.GlobalAvgPool())
     np.testing.assert_array_equal(explain.features(without, x), without(x))
-    with pytest.raises(UsageError, match=r"^unknown features: layer '12'; did you mean '[12]'\? \(known: 0, 1, 10, "):
+    with pytest.raises(UsageError, match=r"^unknown layer '12'; did you mean '[12]'\? \(known: 0, 1, 10, "):
         explain.features(model, x, "12")
 
 

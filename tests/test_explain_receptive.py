@@ -85,7 +85,8 @@ SINGLE: dict[str, Callable[[], nn.Module]] = {
     "layer norm": lambda: nn.Sequential(nn.Conv2d(2, 2, 2), nn.LayerNorm(8)),
     "group norm": lambda: nn.GroupNorm(2, 2),
     "instance norm": lambda: nn.InstanceNorm2d(2),
-    "response norm": lambda: nn.LocalResponseNorm(3),
+    "response norm": lambda: nn.Sequential(two(3), nn.LocalResponseNorm(4)),
+    "more channels": lambda: nn.Sequential(two(1), nn.Pad((1, 0, 0, 2, 1, 3)), nn.Conv2d(6, 4, 2, groups=2)),
     "residual": lambda: nn.Residual(nn.Conv2d(2, 2, 3, padding=2, dilation=2), nn.Identity()),
     "branches": lambda: nn.Sequential(nn.Branches(two(1), nn.Conv2d(2, 2, 5, padding=2), two(2)), nn.AvgPool2d(2)),
     "gate": lambda: nn.Graph(
@@ -93,6 +94,13 @@ SINGLE: dict[str, Callable[[], nn.Module]] = {
             ("conv", nn.Conv2d(2, 2, 3), "x"),
             ("gate", nn.AdaptiveAvgPool2d((1, 1)), "conv"),
             ("scaled", nn.Multiply(), ("conv", "gate")),
+        ]
+    ),
+    "means and maps": lambda: nn.Graph(
+        [
+            ("conv", nn.Conv2d(2, 8, 3, padding=1), "x"),
+            ("mean", nn.Apply("mean", dim=2), "conv"),  # (n, 8, 9), which meets the axes (c, h, w)
+            ("sum", nn.Add(), ("conv", "mean")),
         ]
     ),
     "a constant": lambda: nn.Graph([("c", nn.Parameter(np.ones((1, 2, 1, 1))), ()), ("sum", nn.Add(), ("x", "c"))]),
@@ -246,6 +254,26 @@ def test_layers_of_unknown_code_may_see_everything_and_say_so() -> None:
     assert fields["0.a"].window((0, 0)) == (slice(0, 3), slice(0, 3))
     assert not fields["0.b"].exact
     assert fields["0.b"].window((0, 0)) == (slice(0, 8), slice(0, 8))
+
+
+def test_maps_and_rows_are_not_in_step() -> None:
+    model = nn.Graph(
+        [
+            ("row", nn.Conv2d(1, 2, (8, 1)), "x"),
+            ("maps", nn.Conv2d(1, 2, 1), "x"),
+            ("gated", nn.Multiply(), ("row", "maps")),
+        ]
+    )
+    fields = receptive_fields(model, (1, 8, 5))
+    assert fields["row"].jump == fields["maps"].jump == (1, 1)
+    assert fields["gated"].jump is None
+    assert fields["gated"].window((6, 2)) == (slice(0, 8), slice(2, 3))
+
+
+def test_fields_can_be_compared() -> None:
+    first, again = (receptive_fields(models.build("lenet5"), (1, 28, 28)) for _ in range(2))
+    assert first == again
+    assert len(set(first.values())) == len(first)
 
 
 def test_numbers_that_see_only_padding_have_empty_boxes() -> None:

@@ -11,6 +11,7 @@ from svg_texts import joined, texts
 
 from xcnn import explain, models, nn, plots
 from xcnn.errors import UsageError
+from xcnn.parameter import Parameter
 
 pytest.importorskip("matplotlib")
 
@@ -21,7 +22,7 @@ def named(model: nn.Module, shape: tuple[int, ...], depth: int | None = None) ->
     """Return the connections of a drawing by the names of boxes; the input is "x"."""
     model.reset_parameters(0)
     found = explain.trace(model, np.zeros((1, *shape), np.float32))
-    return {("x" if a is None else a.name, b.name) for a, b in room._arranged(found, depth)[1]}
+    return {("x" if a is None else a.name, b.name) for a, b in room.arranged(found, depth)[1]}
 
 
 def test_norms_and_activations_are_drawn_with_their_layer() -> None:
@@ -63,6 +64,13 @@ def test_a_layer_that_passes_its_input_on_is_not_taken_for_the_way_around_it() -
     assert ("0", "1.add") in edges
     assert ("1.body.0", "1.body.1") in edges
     assert ("1.body.0", "1.add") not in edges
+
+
+def test_a_parameter_that_a_layer_takes_is_no_connection() -> None:
+    scale = Parameter(np.ones((1, 1, 1, 1), np.float32))
+    nodes = [("a", nn.Conv2d(1, 1, 1), "x"), ("b", nn.Conv2d(1, 1, 1), "a"), ("scale", scale, ())]
+    model = nn.Graph([*nodes, ("c", nn.Multiply(), ("a", "scale")), ("d", nn.Add(), ("b", "c"))])
+    assert named(model, (1, 4, 4)) == {("x", "a"), ("a", "b"), ("a", "c"), ("b", "d"), ("c", "d")}
 
 
 def test_code_between_layers_is_followed_in_their_order() -> None:

@@ -121,8 +121,15 @@ def test_the_gradients_of_a_fully_connected_layer(tmp_path: Path) -> None:
     weight = np.array([[0.5, -0.3], [-0.2, 0.7]])
     found = texts(plots.linear_backward([10, 8], weight, [0.67, -0.67], tmp_path / "a.svg"))
     assert found >= cells(weight, [[6.7, 5.36], [-6.7, -5.36]], [[0.469, -0.67]], [[0.67, -0.67]], [[10, 8]])
-    assert found["dx[0] = 0.5·0.67 + -0.2·(-0.67) = 0.469"] == 1
+    assert found["dx[0] = 0.5·0.67 + (-0.2)·(-0.67) = 0.469"] == 1
     plots.linear_backward(np.ones(84), np.ones((10, 84)), np.ones(10), tmp_path / "large.png")
+
+
+def test_small_gradients_have_a_unit(tmp_path: Path) -> None:
+    found = texts(plots.relu_backward([[1.0, 2]], [[3e-6, -4.5e-6]], tmp_path / "a.svg"))
+    assert found["gradient dy, in 1e-6"] == 1
+    assert found >= cells([[3, -4.5]], [[3, -4.5]])
+    assert "All gradients are in 1e-6: multiply them by it." in joined(tmp_path / "a.svg")
 
 
 def test_a_number_that_is_not_finite_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """`explain.trace`: the arrays and gradients that it shows are those of the network, which stays as it is."""
 
+import gc
+import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -150,6 +153,50 @@ def test_a_layer_that_runs_twice_has_two_calls() -> None:
     np.testing.assert_allclose(found.gradients["a.weight"], shared.weight.grad)
 
 
+def test_a_layer_of_two_names_is_found_and_switched_off_by_both() -> None:
+    shared = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), shared, nn.Conv2d(4, 4, 3), shared).to("cpu", "float64")
+    model.reset_parameters(0)
+    x = np.random.default_rng(0).random((1, 1, 8, 8))
+    for name in ("1", "3"):
+        found = explain.trace(model, x, off={name: [0, 2]})
+        calls = [call for call in found.calls if call.module is shared]
+        assert found["1"] is found["3"] is calls[-1]
+        assert len(calls) == 2
+        for call in calls:
+            assert [bool(call.y[:, channel].any()) for channel in range(4)] == [False, True, False, True], name
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_arrays_are_freed_with_the_trace_and_not_by_the_collector(backward: bool) -> None:
+    model, x = _network("resnet20")
+    found = explain.trace(model, x)
+    if backward:
+        found.backward(np.ones((2, 10)))
+    arrays = [weakref.ref(array) for call in found.calls for array in (call.y, call.dy) if array is not None]
+    assert len(arrays) > (100 if backward else 50)
+    gc.disable()
+    try:
+        del found
+        assert [one() is None for one in arrays] == [True] * len(arrays)
+    finally:
+        gc.enable()
+
+
+def test_threads_take_turns() -> None:
+    model, x = _network("lenet5")
+    dy = np.eye(10)[:2]
+
+    def gradient(i: int) -> Any:
+        return explain.trace(model, x + i).backward(dy)
+
+    expected = [gradient(i) for i in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        for one, other in zip(pool.map(gradient, range(40)), expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert all(one.trainable for one in model.parameters())
+
+
 def test_networks_of_several_inputs_and_of_one_layer() -> None:
     pair = nn.Graph([("sum", nn.Add(), ("u", "v"))], inputs=("u", "v"))
     u, v = np.ones((1, 2)), np.zeros((1, 2))
@@ -184,6 +231,8 @@ def test_arrays_of_other_libraries(spec: str) -> None:
         (lambda model, x: explain.trace(model, x, off={"10x": [0]}), "trace: off: unknown layer '10x'; did you mean"),
         (lambda model, x: explain.trace(model, x, off={"0": [6]}), "0 (Conv2d): off must list channels of this layer"),
         (lambda model, x: explain.trace(model, x, off={"0": ["a"]}), "0 (Conv2d): off must list channels of this"),
+        (lambda model, x: explain.trace(model, x, off={"0": 1}), "0 (Conv2d): off must list channels of this layer"),
+        (lambda model, x: explain.trace(model, x, off=["0"]), "trace: off must map names of modules to channels, got"),
         (lambda model, x: explain.trace(model, x)["99"], "unknown layer '99'; did you mean '9'?"),
     ],
 )

@@ -19,7 +19,7 @@ from xcnn.explain.maps import Filters, feature_maps, filters
 from xcnn.explain.maximize import maximize_activation
 from xcnn.explain.mistakes import ConfusedPair, certain_mistakes, confused_pairs
 from xcnn.explain.occlusion import occlusion
-from xcnn.explain.receptive import Field, Line, receptive_fields
+from xcnn.explain.receptive import Field, receptive_fields
 from xcnn.explain.statistics import LayerStatistics, activation_statistics
 from xcnn.explain.target import Target
 from xcnn.explain.trace import Call, Rule, Trace, trace
@@ -32,7 +32,6 @@ __all__ = [
     "Field",
     "Filters",
     "LayerStatistics",
-    "Line",
     "Rule",
     "Target",
     "Trace",

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from xcnn import ops
 from xcnn._array import Array, is_array, namespace_of
 from xcnn._check import integers, shown
-from xcnn.errors import ShapeError, UsageError, explained, unknown
+from xcnn.errors import ShapeError, UsageError, explained
 from xcnn.explain.target import Target, check_input, weights
 from xcnn.explain.trace import Call, Trace, trace
 from xcnn.nn import Module
 
-__all__ = ["grad_cam", "grad_cam_plus_plus", "map_layers", "upsample"]
+__all__ = ["grad_cam", "grad_cam_plus_plus", "upsample"]
 
 _MOST_NAMES = 12
 """Of layers in an error."""
@@ -56,8 +56,9 @@ def grad_cam(model: Module, x: Array, target: Target = None, layer: str | None =
 def grad_cam_plus_plus(model: Module, x: Array, target: Target = None, layer: str | None = None) -> Array:
     """Return a map as `grad_cam` does that also shows the weaker ones of several places that speak for the class.
 
-    Arguments, shapes and errors are those of `grad_cam`. Only pixels of positive gradient count for a map's weight, the
-    more the smaller their share. The factor exp(score) of the paper, the same for all pixels, is left out.
+    Arguments, shapes and errors are those of `grad_cam`. The weight of a map is not its mean gradient, but the sum of
+    g / (2 + s * g) over the pixels of positive gradient g, where s is the sum of the map. The factor exp(score) of the
+    paper, the same for all pixels, is left out.
 
     Notes
     -----
@@ -68,10 +69,10 @@ def grad_cam_plus_plus(model: Module, x: Array, target: Target = None, layer: st
     def importance(maps: Array, gradient: Array) -> Array:
         xp, axes = namespace_of(maps), tuple(range(2, maps.ndim))
         zero = xp.zeros_like(gradient)
-        square = gradient * gradient
-        below = 2 * square + xp.sum(maps, axis=axes, keepdims=True) * square * gradient
-        alpha = xp.where(below != 0, square / xp.where(below != 0, below, xp.ones_like(below)), zero)
-        return xp.sum(alpha * xp.where(gradient > 0, gradient, zero), axis=axes, keepdims=True)
+        rise = xp.where(gradient > 0, gradient, zero)  # the others have no weight
+        below = 2 + xp.sum(maps, axis=axes, keepdims=True) * rise  # the paper's, divided by the square of the gradient
+        share = xp.where(below != 0, rise / xp.where(below != 0, below, xp.ones_like(below)), zero)
+        return xp.sum(share, axis=axes, keepdims=True)
 
     return _cam("grad_cam_plus_plus", model, x, target, layer, importance)
 
@@ -95,24 +96,16 @@ def _cam(
     return xp.where(cam > 0, cam, xp.zeros_like(cam))
 
 
-def map_layers(found: Trace) -> list[Call]:
-    """Return the calls of layers before the scores whose outputs are maps (n, c, *sizes) of several pixels."""
-    return [call for call in found.layers if _has_maps(call) and call.y is not found.y]
-
-
 def _has_maps(call: Call) -> bool:
+    """Return whether the output of a call is maps (n, c, *sizes) of several pixels."""
     return bool(is_array(call.y) and call.y.ndim > 2 and math.prod(call.y.shape[2:]) > 1)
 
 
 def _call(caller: str, found: Trace, layer: str | None) -> Call:
     """Return the call whose maps are used."""
-    layers = map_layers(found)
-    if layer is not None:
-        by_name = {call.name: call for call in found.calls}
-        if layer not in by_name:
-            raise unknown(f"{caller}: layer", layer, by_name)
-        if _has_maps(by_name[layer]):
-            return by_name[layer]
+    layers = [call for call in found.layers if _has_maps(call) and call.y is not found.y]
+    if layer is not None and _has_maps(found[layer]):
+        return found[layer]
     if not layers:
         raise UsageError(f"{caller}: the network has no layer with maps (n, c, h, w); use input_gradient or occlusion")
     if layer is not None:

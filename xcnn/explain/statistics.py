@@ -1,5 +1,6 @@
 """Statistics of the activations of every layer over a data set, which show dead ReLUs and saturated sigmoids."""
 
+import collections
 import contextlib
 import math
 from collections.abc import Iterator
@@ -58,6 +59,8 @@ class LayerStatistics:
 def activation_statistics(model: Module, data: Data, batch_size: int = 64) -> list[LayerStatistics]:
     """Return statistics of the output of every layer, in the order of the forward pass, over all examples.
 
+    A layer that is called several times, such as a shared ReLU, has a row for each of its calls.
+
     Parameters
     ----------
     model : the network, on any device; it runs in inference mode.
@@ -79,11 +82,13 @@ def activation_statistics(model: Module, data: Data, batch_size: int = 64) -> li
     >>> found.dead, found.units, found.maximum
     (2, 3, 2.0)
     """
-    sums: dict[str, _Sums] = {}
+    sums: dict[tuple[str, int], _Sums] = {}
     for x in batches_of("activation_statistics", model, data, batch_size):
+        seen = collections.Counter[str]()
         for call in trace(model, x).layers:
+            seen[call.name] += 1
             if is_array(call.y) and call.y.ndim > 0 and 0 not in call.y.shape:
-                sums.setdefault(call.name, _Sums(call)).add(call.y)
+                sums.setdefault((call.name, seen[call.name]), _Sums(call)).add(call.y)
     return [one.result() for one in sums.values()]
 
 
@@ -143,7 +148,8 @@ class _Sums:
         self.count = total
         self.zeros += n - counts[0]
         self.saturated += counts[-1] if self.bounds is not None else 0
-        self.low, self.high = min(self.low, float(xp.min(y))), max(self.high, float(xp.max(y)))
+        self.low = float(np.minimum(self.low, float(xp.min(y))))  # which is NaN if one of them is
+        self.high = float(np.maximum(self.high, float(xp.max(y))))
 
     def result(self) -> LayerStatistics:
         return LayerStatistics(

@@ -23,7 +23,7 @@ If the output has further axes, as of a network that gives scores to every pixel
 scores, and None for the sum of the highest score at every place.
 """
 
-_MOST_NUMBERS, _MOST_EXAMPLES = 1 << 20, 64
+_MOST_NUMBERS, _MOST_EXAMPLES = 1 << 18, 64
 """Of the input in one pass of a method that runs the network many times: more would take much memory."""
 
 

@@ -1,6 +1,7 @@
 """`trace`: the arrays of a network while it runs, forward and backward. All of `xcnn.explain` reads them."""
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,9 @@ __all__ = ["Call", "Rule", "Trace", "trace"]
 
 Rule = Callable[["Call", Array, Callable[[Array], Array]], Array]
 """A backward pass of one's own: `rule(call, dy, backward)` returns dx, often from the true one, `backward(dy)`."""
+
+_TURN = threading.RLock()
+"""Held while a network is not as its owner left it: its layers observed, or its parameters frozen."""
 
 
 @dataclass(eq=False)
@@ -65,9 +69,10 @@ class Trace:
 
     @explained
     def __getitem__(self, name: str) -> Call:
-        """Return the call of a module by its dotted name, the last one if there are several."""
+        """Return the call of a module by its dotted name, or one of its names, the last one if there are several."""
+        named = [module for key, module in self.model.modules() if key == name]
         for call in reversed(self.calls):
-            if call.name == name:
+            if call.module in named:
                 return call
         raise unknown("layer", name, dict.fromkeys(call.name for call in self.calls))
 
@@ -81,20 +86,21 @@ class Trace:
         parameters : whether to set `gradients`, too. Those that the parameters have already are left as they are.
         """
         slots = dict(self.model.named_parameters())
-        kept = {slot: (slot.grad, slot.hook, slot.trainable) for slot in slots.values()}
-        try:
-            for slot in kept:
-                slot.grad = slot.hook = None
-                if not parameters and slot.trainable:
-                    slot.trainable = False  # no gradient is computed for it
-            dx = self._backward(dy)
-            if parameters:
-                self.gradients = {name: slot.grad for name, slot in slots.items() if slot.grad is not None}
-            return dx
-        finally:
-            for slot, (slot.grad, slot.hook, trainable) in kept.items():
-                if slot.trainable != trainable:
-                    slot.trainable = trainable
+        with _TURN:
+            kept = {slot: (slot.grad, slot.hook, slot.trainable) for slot in slots.values()}
+            try:
+                for slot in kept:
+                    slot.grad = slot.hook = None
+                    if not parameters and slot.trainable:
+                        slot.trainable = False  # no gradient is computed for it
+                dx = self._backward(dy)
+                if parameters:
+                    self.gradients = {name: slot.grad for name, slot in slots.items() if slot.grad is not None}
+                return dx
+            finally:
+                for slot, (slot.grad, slot.hook, trainable) in kept.items():
+                    if slot.trainable != trainable:
+                        slot.trainable = trainable
 
 
 @explained
@@ -117,7 +123,8 @@ def trace(
 
     Returns
     -------
-    The calls; `backward` goes on to the gradients. The network itself is unchanged, its gradients included.
+    The calls; `backward` goes on to the gradients. The network itself is unchanged, its gradients included. Threads
+    that trace take turns, but none may run or train the network otherwise meanwhile.
 
     Raises
     ------
@@ -140,21 +147,26 @@ def trace(
     """
     if not isinstance(model, Module):
         raise UsageError(f"trace: model must be a module, got {shown(model)}")
-    found, off = Trace(model, x), {} if off is None else off
+    if off is not None and not isinstance(off, Mapping):
+        raise UsageError(f"trace: off must map names of modules to channels, got {shown(off)}")
+    found = Trace(model, x)
     inside = {name: module for name, module in model.modules() if name}
-    for name in off:
+    dark: dict[Module, Sequence[int]] = {}
+    for name, channels in (off or {}).items():
         if name not in inside:
             raise UsageError(f"trace: off: {unknown('layer', name, inside)}")
+        dark[inside[name]] = channels
+    calls: list[Call] = []
 
     def observer(name: str, module: Module) -> Callable[..., tuple[Any, Any]]:
         forward, leaf = module.forward, not any(module.children())
 
         def observed(x: Any, train: bool = True) -> tuple[Any, Any]:
             y, true_backward = forward(x, train)
-            mask = _mask(y, off[name]) if name in off else None
+            mask = _mask(y, dark[module]) if module in dark else None
             y = y if mask is None else y * mask
             call = Call(name, module, leaf, x, y)
-            found.calls.append(call)
+            calls.append(call)
 
             def masked(dy: Any) -> Any:
                 return true_backward(dy if mask is None else dy * mask)
@@ -168,8 +180,10 @@ def trace(
 
         return observed
 
-    with observing(model, observer, containers=True):
+    with _TURN, observing(model, observer, containers=True):
         found.y, found._backward = model.forward(x, train=False)
+    found.calls = calls.copy()
+    calls.clear()  # the network remembers `observed`, which would keep all arrays alive
     return found
 
 
@@ -178,8 +192,11 @@ def _mask(y: Any, channels: Sequence[int]) -> Array:
     if not is_array(y) or y.ndim < 2:
         raise UsageError("off names a layer without channels")
     mask = np.ones((1, y.shape[1], *(1,) * (y.ndim - 2)), np.float32)
+    wanted = f"off must list channels of this layer, 0 to {y.shape[1] - 1}"
+    if not isinstance(channels, Iterable):
+        raise UsageError(f"{wanted}, got {shown(channels)}")
     for channel in channels:
         if not is_integer(channel) or not 0 <= channel < y.shape[1]:
-            raise UsageError(f"off must list channels of this layer, 0 to {y.shape[1] - 1}, got {shown(channel)}")
+            raise UsageError(f"{wanted}, got {shown(channel)}")
         mask[:, channel] = 0
     return like(mask, y)

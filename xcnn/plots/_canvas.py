@@ -16,7 +16,7 @@ from xcnn.plots._figure import COLOURS, INK, figure, literal, save
 
 __all__ = [
     "DARK", "GREY", "MARK", "Canvas", "fitted", "grey", "host", "number", "numbers", "pixels", "signed", "warm",
-    "wrapped",
+    "width_of", "wrapped",
 ]  # fmt: skip
 
 DARK = COLOURS[7]
@@ -137,8 +137,8 @@ def pixels(image: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(4096)
-def _width(text: str, size: float, bold: bool) -> float:
-    """Return the width of a text in inches."""
+def width_of(text: str, size: float, bold: bool = False) -> float:
+    """Return the width of a line of text in inches."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -153,12 +153,12 @@ def wrapped(text: str, width: float, size: float) -> list[str]:
     """Return text in lines of at most `width` inches; a longer word is broken."""
     lines, line = [], ""
     for word in printable(text).split():
-        while _width(word, size, False) > width and len(word) > 1:
-            fits = max(1, int(len(word) * width / _width(word, size, False)))
+        while width_of(word, size) > width and len(word) > 1:
+            fits = max(1, int(len(word) * width / width_of(word, size)))
             lines += [line] if line else []
             lines, line, word = [*lines, word[:fits]], "", word[fits:]
         longer = f"{line} {word}".strip()
-        if line and _width(longer, size, False) > width:
+        if line and width_of(longer, size) > width:
             lines, line = [*lines, line], word
         else:
             line = longer
@@ -168,9 +168,9 @@ def wrapped(text: str, width: float, size: float) -> list[str]:
 def fitted(text: str, width: float, size: float, bold: bool = False) -> str:
     """Return text that is at most `width` inches wide, with an ellipsis in the place of what is left out."""
     text = printable(text)
-    if _width(text, size, bold) <= width:
+    if width_of(text, size, bold) <= width:
         return text
-    while len(text) > 1 and _width(text + "…", size, bold) > width:
+    while len(text) > 1 and width_of(text + "…", size, bold) > width:
         text = text[:-1]
     return text.rstrip() + "…"
 
@@ -209,7 +209,7 @@ class Canvas:
     ) -> float:
         """Draw one line of text and return its width; one that is wider than `most` inches is shortened."""
         words = printable(words) if most is None else fitted(words, most, size, bold)
-        width = _width(words, size, bold)
+        width = width_of(words, size, bold)
         weight = "bold" if bold else "normal"
         self.axes.text(x, y, literal(words), fontsize=size, ha=ha, va=va, color=colour, weight=weight, zorder=layer)
         right, height = x + {"left": width, "center": width / 2, "right": 0.0}[ha], 1.2 * size / 72
@@ -299,7 +299,7 @@ class Canvas:
             return
         dark = colours[..., :3] @ np.asarray((0.299, 0.587, 0.114)) < 128
         texts = np.asarray(numbers(values)).reshape(h, w)
-        widest = max((_width(text, 9, False) for text in texts[known]), default=0.01)
+        widest = max((width_of(text, 9) for text in texts[known]), default=0.01)
         size = min(9.0, 9.0 * 0.9 * cell / widest, 34 * cell)
         for i, j in np.argwhere(known):
             colour = "white" if dark[i, j] else DARK

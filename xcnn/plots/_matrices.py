@@ -7,13 +7,13 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from xcnn import _check
-from xcnn.errors import ShapeError, UsageError
-from xcnn.plots._canvas import GREY, MARK, Canvas, grey, host, number, signed
+from xcnn.errors import ShapeError, UsageError, printable
+from xcnn.plots._canvas import GREY, MARK, Canvas, grey, host, number, signed, width_of
 
 __all__ = [
     "CELL", "FEW", "GAP", "NUMBERS", "PLACES", "ROWS", "SHADED", "Table", "arrow_to", "cell_of", "channels_of",
     "frame_windows", "largest", "mark", "matrix", "names_of", "padded", "places_of", "product", "shade_of", "sign",
-    "size_formula", "soft", "truth_of", "windows_of", "winners_of",
+    "size_formula", "soft", "truth_of", "unit_of", "windows_of", "winners_of",
 ]  # fmt: skip
 
 NUMBERS = 12
@@ -135,9 +135,21 @@ def channels_of(caller: str, name: str, values: Any) -> np.ndarray:
     return array
 
 
-def product(a: float, b: float) -> str:
-    first, second = number(a), number(b)
-    return f"{first}·({second})" if second.startswith("-") else f"{first}·{second}"
+def product(a: str, b: str) -> str:
+    """Return the product of two numbers in words, with negative ones in brackets."""
+    return "·".join(f"({one})" if one.startswith("-") else one for one in (a, b))
+
+
+def unit_of(gradient: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return a gradient in a unit in which its numbers can be read, and the words that say so.
+
+    All that is drawn of a backward pass is proportional to the gradient it begins with.
+    """
+    most = float(np.max(np.abs(gradient), initial=0.0, where=np.isfinite(gradient)))
+    if not most or 1e-2 <= most < 1e4:
+        return gradient, ""
+    unit = 10.0 ** np.floor(np.log10(most))
+    return gradient / unit, f", in {number(unit)}"
 
 
 def size_formula(height: int, filter: int, padding: int, stride: int) -> str:
@@ -210,8 +222,8 @@ class Table:
 
     def __init__(self, canvas: Canvas, names: Sequence[str], columns: Sequence[str], most: float = 2.4) -> None:
         self.canvas, self.y = canvas, 0.0
-        widths = [Canvas().text(0, 0, name, 9, most=most) for name in names]
-        self.most, self.start = most, min(most, max(widths)) + 0.7
+        widths = [min(most, width_of(printable(name), 9)) for name in names]
+        self.most, self.start = most, max(widths) + 0.7
         self.columns = columns
         self.bars = self.start + 0.85 * (len(columns) - 1) + 0.25
         for k, column in enumerate(columns):

@@ -29,6 +29,7 @@ from xcnn.plots._matrices import (
     sign,
     soft,
     truth_of,
+    unit_of,
     windows_of,
     winners_of,
 )
@@ -86,6 +87,7 @@ def linear_backward(x: Any, weight: Any, dz: Any, path: str | Path, *, title: st
     """
     name = "linear_backward"
     x, weight, dz = host(name, "x", x, 1), host(name, "weight", weight, 2), host(name, "dz", dz, 1)
+    dz, unit = unit_of(dz)
     _check.check_shape(name, (dz.size, x.size), "outputs by inputs", weight=weight)
     dweight, dx = np.outer(dz, x), weight.T @ dz
     canvas = Canvas()
@@ -108,7 +110,7 @@ def linear_backward(x: Any, weight: Any, dz: Any, path: str | Path, *, title: st
     # The gradient of W as a table of products: dz at the left, x on top.
     _, below = bar(left, 0, "x: the input", x[None])
     y = below + 0.3
-    canvas.text(0, y - 0.11, "dz = db", 8)
+    canvas.text(0, y - 0.11, f"dz = db{unit}", 8)
     if large:
         canvas.image(0, y, column, dz.size * tall, signed(dz[:, None]))
         canvas.box(0, y, column, dz.size * tall, edge=GREY)
@@ -116,7 +118,7 @@ def linear_backward(x: Any, weight: Any, dz: Any, path: str | Path, *, title: st
         canvas.grid(0, y, dz[:, None], cell)
     _, below = bar(left, y, "dW = dz x^T: each is the dz of its row times the x of its column", dweight)
     y = below + 0.55
-    canvas.text(0, y - 0.11, "dz = db", 8)
+    canvas.text(0, y - 0.11, f"dz = db{unit}", 8)
     if large:
         canvas.image(0, y, column, dz.size * tall, signed(dz[:, None]))
         canvas.box(0, y, column, dz.size * tall, edge=GREY)
@@ -128,7 +130,7 @@ def linear_backward(x: Any, weight: Any, dz: Any, path: str | Path, *, title: st
     if not large and dz.size <= 4:
         y = below + 0.16
         for k in range(min(2, x.size)):
-            terms = " + ".join(product(weight[j, k], dz[j]) for j in range(dz.size))
+            terms = " + ".join(product(number(weight[j, k]), number(dz[j])) for j in range(dz.size))
             canvas.text(left, y, f"dx[{k}] = {terms} = {number(dx[k])}", 8)
             y += 0.17
     caption = (
@@ -136,7 +138,7 @@ def linear_backward(x: Any, weight: Any, dz: Any, path: str | Path, *, title: st
         "so its gradient is the gradient of its score times its input; that of b is dz itself. An input reaches "
         "every score through its column of W; its gradient adds up all these ways. Red is positive, blue negative."
     )
-    return canvas.save(name, path, title or "Fully connected layer backward", caption)
+    return canvas.save(name, path, title or "Fully connected layer backward", caption + _said(unit))
 
 
 @explained
@@ -150,10 +152,11 @@ def relu_backward(x: Any, dy: Any, path: str | Path, *, title: str = "") -> Path
     """
     name = "relu_backward"
     values, dy = host(name, "x", x, 2), host(name, "dy", dy, 2)
+    dy, unit = unit_of(dy)
     _check.check_shape(name, values.shape, "as x", dy=dy)
     dx = np.where(values > 0, dy, 0)
     canvas = Canvas()
-    right, below = matrix(canvas, 0, 0, "gradient dy", dy, signed)
+    right, below = matrix(canvas, 0, 0, f"gradient dy{unit}", dy, signed)
     right, _ = matrix(canvas, sign(canvas, right, below / 2, "×"), 0, "x > 0", (values > 0) * 1.0, grey)
     right, _ = matrix(canvas, sign(canvas, right, below / 2, "="), 0, "gradient dx", dx, signed)
     caption = (
@@ -161,7 +164,7 @@ def relu_backward(x: Any, dy: Any, path: str | Path, *, title: str = "") -> Path
         f"the result is zero whatever happens, and no gradient passes: here at {np.sum(values <= 0):,} of "
         f"{values.size:,} places. A ReLU that never passes a gradient cannot learn any more; it is called dead."
     )
-    return canvas.save(name, path, title or "ReLU backward: a gate", caption)
+    return canvas.save(name, path, title or "ReLU backward: a gate", caption + _said(unit))
 
 
 @explained
@@ -178,6 +181,7 @@ def pooling_backward(
     """
     name = "pooling_backward"
     values, dy = host(name, "x", x, 2), host(name, "dy", dy, 2)
+    dy, unit = unit_of(dy)
     maxima, winners, size, stride = winners_of(name, values, size, stride)
     _check.check_shape(name, maxima.shape, "of the pooled map", dy=dy)
     dx = np.zeros(values.shape)
@@ -185,7 +189,7 @@ def pooling_backward(
     canvas, cell = Canvas(), cell_of(values)
     side = cell if cell >= 0.25 else 2 * cell if 2 * cell * max(maxima.shape) < 2.5 else cell
     middle = values.shape[0] * cell / 2
-    right, _ = matrix(canvas, 0, max(0.0, middle - dy.shape[0] * side / 2), "gradient dy", dy, signed, side)
+    right, _ = matrix(canvas, 0, max(0.0, middle - dy.shape[0] * side / 2), f"gradient dy{unit}", dy, signed, side)
     start = arrow_to(canvas, right, middle, "to the winner\nof each window")
     right, _ = matrix(canvas, start, 0, "x, its winners", values)
     frame_windows(canvas, start, 0, cell, maxima.shape, size, stride)
@@ -202,7 +206,7 @@ def pooling_backward(
     )
     if stride < size:
         caption += " A number that wins several windows gets the sum."
-    return canvas.save(name, path, title or "Max pooling backward: the winner gets the gradient", caption)
+    return canvas.save(name, path, title or "Max pooling backward: the winner gets the gradient", caption + _said(unit))
 
 
 @explained
@@ -230,7 +234,7 @@ def convolution_backward(
     """
     name = "convolution_backward"
     image, filter = channels_of(name, "image", image), channels_of(name, "filter", filter)
-    dy = host(name, "dy", dy, 2)
+    dy, unit = unit_of(host(name, "dy", dy, 2))
     full, windows = windows_of(name, image, filter, padding, stride)
     _check.check_shape(name, windows.shape[:2], "of the map", dy=dy)
     fh, fw = filter.shape[1:]
@@ -266,10 +270,11 @@ def convolution_backward(
         x, _ = matrix(canvas, wide * cell + 0.4, y0, "window", windows[i, j, 0], shade)
         x = sign(canvas, x, middle, "×")
         canvas.text(x, y0 - 0.11, f"gradient dy[{i}, {j}]", 8)
+        canvas.text(x, middle + 0.2, unit.removeprefix(", "), 8)
         width = canvas.text(x, middle, number(dy[i, j]), 12, bold=True, colour=MARK)
         x = sign(canvas, max(x + width, x + 0.5), middle, "=")
         right, _ = matrix(
-            canvas, max(x, wide * cell + fw * CELL + 2.0), y0, "its share", windows[i, j, 0] * dy[i, j], signed
+            canvas, max(x, wide * cell + fw * CELL + 2.15), y0, "its share", windows[i, j, 0] * dy[i, j], signed
         )
         top += height + 0.42
     others = len(places) - len(drawn)
@@ -317,4 +322,11 @@ def convolution_backward(
         caption += " What falls on the zeros of the padding is dropped."
     if image.shape[0] > 1:
         caption += f" Drawn is the first of {image.shape[0]} channels."
-    return canvas.save(name, path, title or "Convolution backward: where its gradients come from", caption)
+    return canvas.save(
+        name, path, title or "Convolution backward: where its gradients come from", caption + _said(unit)
+    )
+
+
+def _said(unit: str) -> str:
+    """Return the sentence for a unit."""
+    return f" All gradients are{unit.removeprefix(',')}: multiply them by it." if unit else ""

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from xcnn.errors import ShapeError, UsageError, explained
+from xcnn.errors import ShapeError, UsageError, explained, printable
 from xcnn.explain import ConfusedPair, LayerStatistics
-from xcnn.plots._canvas import DARK, GREY, Canvas, fitted, host, number, pixels, wrapped
+from xcnn.plots._canvas import DARK, GREY, Canvas, fitted, host, number, pixels, width_of, wrapped
 from xcnn.plots._figure import COLOURS
 
 __all__ = ["activation_statistics", "certain_mistakes", "confused_pairs", "embedding"]
@@ -120,12 +120,11 @@ def confused_pairs(
     if images is not None and len(images) != len(pairs):
         raise UsageError(f"{who}: images must be {len(pairs)} arrays, one per pair, got {len(images)}")
     canvas, most = Canvas(), max(pair.count for pair in pairs)
-    ruler = Canvas()
-    left = min(3.9, max(ruler.text(0, 0, _pair(pair), 9, bold=True) for pair in pairs)) + 0.2
+    left = min(3.9, max(width_of(_pair(pair), 9, True) for pair in pairs)) + 0.2
     step = 0.28 if images is None else 0.66
     canvas.text(0, -0.02, "true class → what the network says", 8, colour=GREY)
     words = [f"{pair.count:,}, {pair.share:.1%} of {pair.true}" for pair in pairs]
-    ends = [1.5 * p.count / most + min(2.3, ruler.text(0, 0, w, 8)) for p, w in zip(pairs, words, strict=True)]
+    ends = [1.5 * p.count / most + min(2.3, width_of(printable(w), 8)) for p, w in zip(pairs, words, strict=True)]
     beside = left + max(ends) + 0.3
     for k, pair in enumerate(pairs[:_ROWS]):
         y = 0.18 + step * k + step / 2
@@ -266,7 +265,7 @@ def embedding(
     for k in named:
         x, y = (float(middle) for middle in np.median(places[kinds == k], axis=0))
         name = fitted(str(classes[k]), 1.5, 9, True)
-        wide = Canvas().text(0, 0, name, 9, bold=True) + 0.12
+        wide = width_of(name, 9, True) + 0.12
         while any(abs(x - a) < (wide + w) / 2 and abs(y - b) < 0.21 for a, b, w in spots):
             y += 0.07
         spots.append((x, y, wide))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xcnn.errors import explained
-from xcnn.plots._canvas import GREY, MARK, Canvas, host, number, signed
+from xcnn.plots._canvas import GREY, MARK, Canvas, host, number, numbers, signed
 from xcnn.plots._figure import COLOURS
 from xcnn.plots._matrices import (
     CELL,
@@ -91,6 +91,7 @@ def convolution(
             x, _ = matrix(canvas, sign(canvas, x, y0 + fh * CELL / 2, "="), y0, "products", products, signed)
             y = max(y, here + height, y0 + fh * CELL)
         middle = (top + y) / 2
+        end = x
         x += 0.15
         canvas.arrow([(x, middle), (x + 0.3, middle)])
         x += 0.4
@@ -110,11 +111,12 @@ def convolution(
         mark(canvas, x, y0, side, (i, j))
         y = max(y, below)
         if filter.size <= 9:
-            terms = zip(windows[i, j].ravel(), filter.ravel(), strict=True)
-            sum_ = " + ".join(product(a, b) for a, b in terms) + (f" + {number(bias)}" if bias else "")
-            below = y0_window + fh * CELL + 0.16
-            canvas.text((image.shape[2] + 2 * padding) * cell + 0.4, below, f"{sum_} = {written}", 8)
-            y = max(y, below)
+            left, seen = (image.shape[2] + 2 * padding) * cell + 0.4, windows[i, j]
+            a, b = ([text for part in several for text in numbers(part)] for several in (seen, filter))
+            sum_ = " + ".join(map(product, a, b)) + (f" + {number(bias)}" if bias else "")
+            exact = np.array_equal([*map(float, a), *map(float, b)], [*seen.ravel(), *filter.ravel()])
+            words = f"{sum_} {'=' if exact else '≈'} {written}"
+            y = max(y, canvas.lines(left, y0_window + fh * CELL + 0.1, words, end - left, 8))
         y += 0.5
     h, w = image.shape[1:]
     caption = (
@@ -184,8 +186,9 @@ def relu(x: Any, path: str | Path, *, title: str = "") -> Path:
     if cell >= 0.25:
         for at in np.argwhere(negative):
             mark(canvas, start, 0, cell, at)
+    framed = " (framed)" if cell >= 0.25 else ""
     caption = (
-        f"ReLU keeps positive numbers (red) and sets negative ones (blue) to zero (framed): here {negative.sum():,} "
+        f"ReLU keeps positive numbers (red) and sets negative ones (blue) to zero{framed}: here {negative.sum():,} "
         f"of {values.size:,}. Without it, several layers in a row could compute no more than a single one."
     )
     return canvas.save("relu", path, title or "ReLU: negative numbers become zero", caption)
