@@ -45,7 +45,8 @@ model = models.build("report", (1, 8, 8), 10, seed=0)
 Trainer(model, optim.Adam(model.parameters(), lr=0.01)).fit(train, epochs=20, progress=False)
 images = (test.x / 255.0).astype(np.float32)
 scores = model(images)
-print(f"numpy, float32: accuracy {(scores.argmax(axis=1) == test.y).mean():.2f}")
+print(f"numpy, float32: accuracy {(scores.argmax(axis=1) == test.y).mean():.2f}", end="")
+print(f", scores from {scores.min():.0f} to {scores.max():.0f}")
 
 for name, package in [("strict", "array_api_strict"), ("torch", "torch")]:
     if importlib.util.find_spec(package) is None:
