@@ -10,6 +10,7 @@ import os
 import re
 import runpy
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -110,7 +111,8 @@ def test_code_in_a_text_is_code_of_its_program(text):
     source = program(text.name[:2]).read_text("utf-8")
     for kind, block in blocks(text):
         if kind == "python":
-            assert block in source, f"{text.name} shows code that its program does not have:\n{block}"
+            there = any(textwrap.indent(block, " " * deep) in source for deep in range(0, 16, 4))
+            assert there, f"{text.name} shows code that its program does not have:\n{block}"
     assert text.read_text("utf-8").count("\n```") == 2 * len(blocks(text))  # no block has another kind
 
 
@@ -137,9 +139,10 @@ def test_every_chapter_is_listed_and_leads_to_the_next():
 
 
 @pytest.fixture
-def checker() -> Iterator[ModuleType]:
+def checker(monkeypatch) -> Iterator[ModuleType]:
     """The checker. The op that an exercise registers is forgotten afterwards."""
     before = dict(ops.OPS)
+    monkeypatch.syspath_prepend(COURSE)
     spec = importlib.util.spec_from_file_location("check", COURSE / "check.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -328,9 +331,12 @@ def test_errors_of_the_learner_are_told_in_a_line(checker, tmp_path, capsys):
     assert "raised NameError in line 2: name 'windw' is not defined" in printed
     assert "raised TypeError: convolve() takes 1 positional argument but 2 were given" in printed
     assert "the file has no function bright_below" in printed
-    path.write_text("import numpyy\n")
+    path.write_text("def half(x):\n    return x / 0\n\n\ndef map_size(size, window):\n    return half(size)\n")
     assert checker.main([str(path)]) == 1
-    assert "01.py, line 1: ModuleNotFoundError: No module named 'numpyy'" in capsys.readouterr().err
+    assert "raised ZeroDivisionError in line 2: division by zero" in capsys.readouterr().out
+    path.write_text("\nimport nmpy\n")
+    assert checker.main([str(path)]) == 1
+    assert capsys.readouterr().err.endswith("01.py raised ModuleNotFoundError in line 2: No module named 'nmpy'\n")
     path.write_text("def map_size(:\n")
     assert checker.main([str(path)]) == 1
     assert "01.py, line 1: " in capsys.readouterr().err
@@ -342,3 +348,18 @@ def test_the_checker_says_what_it_takes(checker, tmp_path, capsys):
     for name, said in (("11.py", "its name must be 01.py to 10.py"), ("03.py", "there is no such file")):
         assert checker.main([str(tmp_path / name)]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_the_readme_shows_what_the_checker_says(checker, tmp_path, capsys):
+    source = (COURSE / "exercises" / "01.py").read_text("utf-8")
+    bodies = [
+        "return size - window + 1",
+        "return ops.conv2d(image[None], kernel[None, :, ::-1, ::-1])[0][0, 0]",
+        "raise NotImplementedError",
+    ]
+    for body in bodies:
+        source = source.replace("    raise NotImplementedError", f"    {body}", 1)
+    (tmp_path / "01.py").write_text(f"from xcnn import ops\n{source}", "utf-8")
+    assert checker.main([str(tmp_path / "01.py")]) == 1
+    shown = textwrap.indent(capsys.readouterr().out, "    ")
+    assert shown in (COURSE / "README.md").read_text("utf-8")

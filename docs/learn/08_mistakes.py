@@ -46,7 +46,7 @@ for k in (1, 8):
 
 wrong = confusion - np.diag(np.diag(confusion))
 true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
-print(f"most frequent mistake: {true}, taken for {predicted}, {wrong.max()} times")
+print(f"most frequent mistake: class {true} is taken for class {predicted}, {wrong.max()} times")
 
 print("\n3. The mistakes that the network is most certain of")
 

@@ -1,7 +1,4 @@
-"""Solutions of the exercises of chapter 2: padding, stride and pooling.
-
-4. P = 2, as a filter of 5 x 5 takes two rows and columns from each side: output_size(28, 5, 2, 1) is 28.
-"""
+"""Solutions of the exercises of chapter 2: padding, stride and pooling."""
 
 import numpy as np
 

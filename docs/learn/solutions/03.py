@@ -1,7 +1,4 @@
-"""Solutions of the exercises of chapter 3: gradients.
-
-1. Why p does not change: exp(z - c) is exp(z) / exp(c), and the division by exp(c) is in the sum, too, so it cancels.
-"""
+"""Solutions of the exercises of chapter 3: gradients."""
 
 import numpy as np
 

@@ -1,9 +1,4 @@
-"""Solutions of the exercises of chapter 5: initialisation.
-
-4. With weights that are too large, the loss is nan (not a number) in the fourth batch, as numbers have grown beyond the
-   largest that a computer can store. Kaiming's network still learns, but slowly: 0.58 after 12 epochs, 0.92 after 36.
-   Chapters 6 and 10 do better.
-"""
+"""Solutions of the exercises of chapter 5: initialisation."""
 
 import numpy as np
 

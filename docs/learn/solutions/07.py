@@ -1,8 +1,4 @@
-"""Solutions of the exercises of chapter 7: overfitting and augmentation.
-
-4. Yes: the validation loss rises from 0.045 in epoch 12 to 0.072 in epoch 60. But it stays far below that with 200
-   images, and the accuracy is 0.98.
-"""
+"""Solutions of the exercises of chapter 7: overfitting and augmentation."""
 
 import numpy as np
 
