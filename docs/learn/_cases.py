@@ -18,7 +18,9 @@ def _map(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def _bright_below(function: Function) -> None:
-    kernel = np.asarray(function(), dtype=np.float64)
+    came = function()
+    require(came is not None, "must return an array of shape (3, 3), but returns None: is there a `return`?")
+    kernel = np.asarray(came, dtype=np.float64)
     require(kernel.shape == (3, 3), f"must return an array of shape (3, 3), but returns shape {kernel.shape}")
     down = np.repeat([0.0, 0, 1, 1], 4).reshape(4, 4)
     for name, image, sign in [
@@ -29,7 +31,9 @@ def _bright_below(function: Function) -> None:
     ]:
         answer = _map(image[None], kernel[None])
         wanted = {0: "0", 1: "above 0", -1: "below 0"}[sign]
-        fits = np.allclose(answer, 0) if sign == 0 else (sign * answer > 0).all()
+        fits = np.allclose(answer, 0)
+        if sign:  # a filter of two rows sees the edge in one of the windows only
+            fits = (sign * answer >= 0).all() and not fits
         require(bool(fits), f"{name}\nthe answers must be {wanted}, but are {shown(answer)}")
 
 
@@ -61,6 +65,7 @@ PADDING_STRIDE_POOLING = {
         (3, 3, 1, 1),
         (4, 2, 0, 2),
         (7, 2, 0, 2),
+        (28, 3, 1, 2),
         (28, 5, 2, 3),
         hints={
             "padding is added on both sides.": lambda size, window, padding, stride: (
@@ -79,6 +84,7 @@ PADDING_STRIDE_POOLING = {
         lambda image, size: ops.max_pool2d(image[None, None], size)[0][0, 0],
         (np.array([[1.0, 2], [4, 3]]), 2),
         (np.array([[-1.0, -2], [-4, -3]]), 2),
+        (np.array([[1.0, 2, 9], [4, 3, 9]]), 2),
         (spaced(4, 6), 2),
         (spaced(5, 7), 2),
         (spaced(9, 9), 3),
@@ -86,6 +92,9 @@ PADDING_STRIDE_POOLING = {
             "all numbers of this window are below 0; where does the 0 come from?": lambda image, size: np.maximum(
                 ops.max_pool2d(image[None, None], size)[0][0, 0], 0
             ),
+            "the last column is not a whole window.": lambda image, size: ops.max_pool2d(
+                image[None, None], size, ceil_mode=True
+            )[0][0, 0],
             "this is the mean of the window.": lambda image, size: ops.avg_pool2d(image[None, None], size)[0][0, 0],
         },
     ),
@@ -128,6 +137,7 @@ GRADIENTS = {
         hints={
             "this is the base-10 logarithm: the report's mistake.": lambda p, label: -np.log10(p[label]),
             "the sign: a loss is not below 0.": lambda p, label: np.log(p[label]),
+            "take only the probability of the right class.": lambda p, label: -np.log(p),
         },
     ),
     "relu_backward": every(
@@ -188,6 +198,7 @@ FIRST_NETWORK = {
                 len(y) / s.shape[1] * _loss_gradient(s, y)
             ),
             "the sign: this is y - p.": lambda s, y: -_loss_gradient(s, y),
+            "subtract 1 from the probability of the right class.": lambda s, y: ops.softmax(s)[0] / len(y),
         },
     ),
     "step": compare(
@@ -213,6 +224,8 @@ def _kaiming(function: Function) -> None:
         require(drawn.shape == shape, f"{where}\nmust have the shape {shape}, but has {drawn.shape}")
         again = np.asarray(function(np.random.default_rng(2), shape))
         require(not np.array_equal(drawn, again), f"{where}\nmust draw from rng: two generators gave the same weights")
+        same = np.array_equal(drawn, np.asarray(function(np.random.default_rng(1), shape)))
+        require(same, f"{where}\nmust draw from rng alone: one seed gave two different arrays of weights")
         mean, spread, wanted = float(drawn.mean()), float(drawn.std()), (2 / n) ** 0.5
         near = 5 / drawn.size**0.5  # a sample of this size is that near
         require(abs(mean) < near * wanted, f"{where}\nthe mean must be about 0, but is {mean:.3g}")
@@ -247,10 +260,11 @@ INITIALISATION = {
     "dead_share": compare(
         _dead,
         (np.array([[[[0.0]], [[1.0]]]]),),
-        (np.array([[[[0.0]]], [[[1.0]]]]),),
+        (np.array([[[[0.0, 0]]], [[[0, 1.0]]]]),),
         (np.maximum(normal(3, 4, 2, 2) - np.array([0, 5, 0, 5])[:, None, None], 0),),
         hints={
-            "this is the share of zeros; a dead filter has no other number.": lambda maps: float((maps <= 0).mean())
+            "this is the share of zeros; a dead filter has no other number.": lambda maps: float((maps <= 0).mean()),
+            "a dead filter gives 0 in all images, not in one.": lambda maps: float((maps <= 0).all(axis=(2, 3)).mean()),
         },
     ),
 }
@@ -296,6 +310,9 @@ BATCH_NORM = {
             "each image was normalised by itself; the mean is over the batch, too.": _apart,
             "divide by the root of the variance.": lambda x, w, b, eps: _with_averages(
                 x, x.mean(axis=(0, 2, 3)), x.var(axis=(0, 2, 3)) ** 2, w, b, eps
+            ),
+            "eps is added to the variance, under the root.": lambda x, w, b, eps: _with_averages(
+                x, x.mean(axis=(0, 2, 3)), (x.std(axis=(0, 2, 3)) + eps) ** 2, w, b, 0.0
             ),
         },
     ),
@@ -427,7 +444,10 @@ def _careful_sum(function: Function) -> None:
     for count, value in ((1, 0.5), (4, 0.1), (100_000, 0.1), (50_000, 3.3)):
         numbers = np.full(count, value, np.float32)
         wanted = count * float(np.float32(value))
-        came = float(function(numbers))
+        result = function(numbers)
+        dtype = "None: is there a `return`?" if result is None else np.asarray(result).dtype
+        require(dtype == np.float32, f"careful_sum of {count:,} times {value}\nmust be a float32, but is {dtype}")
+        came = float(result)
         text = f"careful_sum of {count:,} times {value}\nmust be {wanted:.8g} within a millionth, but is {came:.8g}"
         require(abs(came - wanted) <= 1e-6 * wanted, text)
 
@@ -468,6 +488,9 @@ def _residual(function: Function) -> None:
 
     forward.__name__ = function.__name__
     xs = np.array([2.0]), normal(2, 3)
+    came = alone(xs[0])
+    pair = isinstance(came, tuple) and len(came) == 2 and callable(came[1])
+    require(pair, "residual(x=[2.0], body)\nmust return two results: y, and a function that returns dx for dy")
     compare(lambda x: _body(x)[0] + x, *((x,) for x in xs), hints={"the shortcut is missing.": lambda x: _body(x)[0]})(
         forward
     )

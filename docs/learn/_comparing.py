@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from xcnn import testing
 
-__all__ = ["Function", "compare", "every", "gradients", "normal", "require", "shown", "spaced"]
+__all__ = ["Function", "compare", "every", "gradients", "normal", "raised", "require", "shown", "spaced"]
 
 Function = Callable[..., Any]
 RNG = np.random.default_rng(0)
@@ -18,7 +19,8 @@ RNG = np.random.default_rng(0)
 def shown(value: Any) -> str:
     """Return a short text of an argument or a result."""
     if isinstance(value, tuple | list) and any(isinstance(one, np.ndarray) for one in value):
-        return "(" + ", ".join(shown(one) for one in value) + ")"
+        first, last = "[]" if isinstance(value, list) else "()"
+        return first + ", ".join(shown(one) for one in value) + last
     if isinstance(value, np.ndarray | np.generic) and value.size > 40:
         return f"<array {' x '.join(map(str, value.shape))}>"
     if isinstance(value, np.ndarray | np.generic):
@@ -50,16 +52,30 @@ def difference(came: Any, wanted: Any) -> str:
     apart = ~np.isclose(came.astype(np.float64), wanted.astype(np.float64), rtol=1e-6, atol=1e-9, equal_nan=True)
     if not apart.any():
         return ""
-    if wanted.size <= 40:
+    if wanted.size <= 40 and shown(wanted) != shown(came):
         return f"must be {shown(wanted)}, but is {shown(came)}"
     index = tuple(int(i) for i in np.argwhere(apart)[0])
-    return f"must be {shown(wanted[index])} at {list(index)}, but is {shown(came[index])}"
+    at = f" at {list(index)}" if index else ""
+    return f"must be {wanted[index]:.8g}{at}, but is {came[index]:.8g}"
+
+
+def raised(error: Exception, path: str | None) -> str:
+    """Return what was raised, and in which line of the learner's file."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    where = f" in line {lines[-1]}" if lines else ""
+    return f"raised {type(error).__name__}{where}: {error}"
 
 
 def run(function: Function, arguments: Iterable[Any]) -> Any:
     """Call a function with copies of the arguments."""
     with np.errstate(all="ignore"):
         return function(*copy.deepcopy(tuple(arguments)))
+
+
+def called(function: Function, arguments: tuple[Any, ...]) -> str:
+    """Return the text of a call."""
+    names = inspect.signature(function).parameters
+    return f"{function.__name__}({', '.join(f'{n}={shown(v)}' for n, v in zip(names, arguments, strict=False))})"
 
 
 def compare(right: Function, *cases: tuple[Any, ...], hints: dict[str, Function] | None = None) -> Function:
@@ -70,15 +86,20 @@ def compare(right: Function, *cases: tuple[Any, ...], hints: dict[str, Function]
 
     def check(function: Function) -> None:
         for case in cases:
-            wanted, came = run(right, case), run(function, case)
+            wanted = run(right, case)
+            try:
+                came = run(function, case)
+            except NotImplementedError:
+                raise
+            except Exception as error:
+                path = getattr(getattr(function, "__code__", None), "co_filename", None)
+                raise AssertionError(f"{called(function, case)}\n{raised(error, path)}") from error
             if problem := difference(came, wanted):
-                names = inspect.signature(function).parameters
-                call = ", ".join(f"{name}={shown(value)}" for name, value in zip(names, case, strict=False))
                 for hint, mistaken in (hints or {}).items():
                     if not difference(came, run(mistaken, case)):
                         problem += f"\nHint: {hint}"
                         break
-                raise AssertionError(f"{function.__name__}({call})\n{problem}")
+                raise AssertionError(f"{called(function, case)}\n{problem}")
 
     return check
 

@@ -9,11 +9,11 @@ The file is run: check only files of your own.
 
 import importlib.util
 import sys
-import traceback
 from pathlib import Path
 from types import ModuleType
 
 from _cases import EXERCISES
+from _comparing import raised
 
 __all__ = ["check", "main"]
 
@@ -38,22 +38,15 @@ def check(module: ModuleType, number: str) -> dict[str, str]:
             found[name] = ""
         except AttributeError as error:
             missing = not hasattr(module, name)
-            found[name] = f"the file has no function {name}" if missing else _raised(error, module.__file__)
+            found[name] = f"the file has no function {name}" if missing else raised(error, module.__file__)
         except NotImplementedError:
             found[name] = "not done yet"
         except AssertionError as error:
             undone = isinstance(error.__cause__, NotImplementedError)
             found[name] = "not done yet" if undone else str(error)
         except Exception as error:
-            found[name] = _raised(error, module.__file__)
+            found[name] = raised(error, module.__file__)
     return found
-
-
-def _raised(error: Exception, path: str | None) -> str:
-    """Return what was raised, and in which line of the learner's file."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-    where = f" in line {lines[-1]}" if lines else ""
-    return f"raised {type(error).__name__}{where}: {error}"
 
 
 def main(arguments: list[str]) -> int:
@@ -73,7 +66,7 @@ def main(arguments: list[str]) -> int:
             print(f"error: {path}, line {error.lineno}: {error.msg}", file=sys.stderr)
             return 1
         except Exception as error:
-            print(f"error: {path} {_raised(error, str(path))}", file=sys.stderr)
+            print(f"error: {path} {raised(error, str(path))}", file=sys.stderr)
             return 1
         for name, problem in check(module, path.stem).items():
             undone = problem == "not done yet"

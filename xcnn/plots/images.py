@@ -250,8 +250,8 @@ def network_maps(
     caption = (
         f"{some}Each row is what a layer makes of what comes before it. The first layers find edges and spots where "
         "they are in the image; later ones have smaller maps that stand for larger parts of it, and at the end there "
-        "is one number per class. Yellow or red is much, dark blue or white is nothing, light blue is negative; each "
-        "row has a scale of its own."
+        "is one number per class. In rows with red or blue, red is above 0, white is 0 and blue below; in the others, "
+        "dark is 0 and yellow is much. Each row has a scale of its own."
     )
     return canvas.save(who, path, title or "The image on its way through the network", caption)
 
