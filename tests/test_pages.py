@@ -405,6 +405,14 @@ def test_a_report_shows_settings_history_and_mistakes(restored, reported, checkp
         k = int(re.match(r"test image (\d+):", alt)[1])
         assert alt == f"test image {k}: {test.classes[test.y[k]]}, taken for {test.classes[said[k]]}"
         assert said[k] != test.y[k]
+    captions = [words for words in page.words if words in (*test.classes, ", said ")]
+    first = int(re.findall(r"\d+", tiles[0])[0])
+    pairs = [a + b + c for a, b, c in zip(captions, captions[1:], captions[2:], strict=False)]
+    assert f"{test.classes[test.y[first]]}, said {test.classes[said[first]]}" in pairs
+    same = [k for k in (int(re.findall(r"\d+", alt)[0]) for alt in tiles[:6])
+            if (test.y[k], said[k]) == (test.y[first], said[first])]  # fmt: skip
+    assert len(same) > 1
+    assert (np.diff(certain[same]) <= 0).all(), "the most certain first"
     counts = metrics.confusion - np.diag(np.diag(metrics.confusion))
     i, j = np.unravel_index(counts.argmax(), counts.shape)
     assert tiles[0].endswith(f": {test.classes[i]}, taken for {test.classes[j]}")
