@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -123,6 +124,15 @@ def test_a_checkpoint_of_another_model_is_refused(saved):
     state = load_checkpoint(path).state
     with pytest.raises(CheckpointError, match=r"not match this model: missing 0\.bias"):
         Checkpoint("lenet5", (1, 28, 28), tuple("abc"), "mnist", state=state).build()
+
+
+def test_the_folder_of_a_search_is_told_from_a_run(saved, tmp_path):
+    for number in (0, 1):
+        (tmp_path / "search" / f"trial-000{number}").mkdir(parents=True)
+        shutil.copy(saved[0], tmp_path / "search" / f"trial-000{number}" / "best.safetensors")
+    with pytest.raises(CheckpointError, match=r"search holds a search; name one of its trials, such as .*trial-0000;"):
+        load_checkpoint(tmp_path / "search")
+    assert load_checkpoint(tmp_path / "search" / "trial-0001").model == load_checkpoint(saved[0]).model
 
 
 def test_missing_file_is_named(tmp_path):

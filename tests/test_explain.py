@@ -115,13 +115,31 @@ def test_grad_cam_is_the_sum_of_maps_times_mean_gradients() -> None:
     model, x = network(), images()
     found = explain.trace(model, x)
     dy = np.zeros((3, 5))
-    dy[:, 1] = 1
+    dy[:, 2] = 1
     found.backward(dy)
     maps, slope = found["4"].y, found["4"].dy
     by_hand = np.einsum("nchw,nc->nhw", maps, slope.mean((2, 3)))
-    np.testing.assert_allclose(explain.grad_cam(model, x, 1), np.maximum(by_hand, 0), rtol=0, atol=1e-14)
+    assert by_hand.min() < 0 < by_hand.max()
+    np.testing.assert_allclose(explain.grad_cam(model, x, 2), np.maximum(by_hand, 0), rtol=0, atol=1e-14)
     assert explain.grad_cam(model, x, 1, "0").shape == (3, 6, 8)
     assert explain.grad_cam(model, x, 1, "3").shape == (3, 6, 8)  # a container
+
+
+def test_the_scores_of_pixels_are_not_the_maps_of_grad_cam() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)).to("cpu", "float64")
+    found = explain.grad_cam(model, images(), 1)
+    np.testing.assert_array_equal(found, explain.grad_cam(model, images(), 1, "1"))
+    assert not np.allclose(found, explain.grad_cam(model, images(), 1, "2"))
+
+
+def test_maps_are_upsampled_between_the_centres_of_pixels() -> None:
+    found = explain.upsample(np.asarray([[[0.0, 4.0], [8.0, 12.0]]]), (4, 2))
+    np.testing.assert_allclose(found, [[[0, 4], [2, 6], [6, 10], [8, 12]]])
+
+
+def test_the_window_of_occlusion_is_a_seventh_of_the_image_and_moves_by_half() -> None:
+    model, x = models.build("lenet5", seed=0), np.random.default_rng(0).random((1, 1, 28, 28), np.float32)
+    np.testing.assert_array_equal(explain.occlusion(model, x), explain.occlusion(model, x, window=4, stride=2))
 
 
 def test_grad_cam_plus_plus_keeps_small_gradients() -> None:
@@ -146,6 +164,25 @@ def test_guided_backpropagation_passes_only_what_is_positive_through_every_relu(
         call = found[name]
         np.testing.assert_array_equal(call.dx, np.where(call.x > 0, np.maximum(call.dy, 0), 0))
         assert (call.dy < 0).any()
+
+
+def test_guided_backpropagation_knows_relu6() -> None:
+    model, x = network(nn.ReLU6), images()
+    relus = [call for call in explain.trace(model, x).layers if isinstance(call.module, nn.ReLU6)]
+    assert [call.name for call in relus] == ["2"]
+    assert not np.allclose(explain.guided_backprop(model, x, 1), explain.input_gradient(model, x, 1))
+
+
+def test_smooth_grad_is_the_mean_of_the_gradients_at_noisy_images() -> None:
+    model, x, rng = (
+        network(nn.Softplus),
+        images() * np.asarray([1, 2, 5]).reshape(-1, 1, 1, 1),
+        np.random.default_rng(4),
+    )
+    spread = 0.3 * np.ptp(x.reshape(3, -1), axis=1).reshape(-1, 1, 1, 1)
+    found = explain.smooth_grad(model, x, 2, samples=70, noise=0.3, rng=4)
+    noisy = [explain.input_gradient(model, x + spread * rng.standard_normal(x.shape), 2) for _ in range(70)]
+    np.testing.assert_allclose(found, np.mean(noisy, axis=0), rtol=0, atol=1e-12)
 
 
 def test_smooth_grad_repeats_itself_and_depends_on_the_seed() -> None:
@@ -318,7 +355,7 @@ def test_wrong_inputs_and_targets_are_refused() -> None:
             (x[0], ShapeError, r"x must be a batch \(n, ...\), got shape \(1, 28, 28\); pass x\[None\]$"),
             (x[:0], ShapeError, r"x must have at least one example, got shape \(0, 1, 28, 28\)$"),
             (x.astype(np.uint8), DtypeError, r"x must be a floating-point array, got uint8; convert it first, as by"),
-            ([1.0], DtypeError, r"x must be an array with a batch axis \(n, ...\), got \[1.0\]$"),
+            ((x, x), DtypeError, r"x must be one array with a batch axis \(n, ...\), got tuple$"),
         ]:
             with pytest.raises(error, match=f"^{name}: {message}"):
                 method(model, wrong)

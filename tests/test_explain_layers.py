@@ -180,6 +180,25 @@ def test_drawn_images_repeat_themselves_and_depend_on_the_seed() -> None:
     assert all(one is other for one, other in zip(before, after, strict=True))
 
 
+def test_a_step_moves_along_the_gradient_decays_and_blurs() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(30, 2)).to("cpu", "float64")
+    model.reset_parameters(0)
+    rng = np.random.default_rng(5)
+    image = np.clip(1 + 0.4 * rng.standard_normal((1, 5, 6)), -1, 3)
+    shifts = rng.integers(-2, 3, 2)
+    slope = np.roll(model[1].weight.data[1].reshape(1, 5, 6), -shifts, (1, 2))  # type: ignore[index,union-attr]
+    image = image + 0.2 * 4 * slope / np.sqrt((slope**2).mean())
+    image = 1 + 0.7 * (image - 1)
+    for axis in (1, 2):
+        ends = np.pad(image, [(0, 0), *((1, 1) if axis == one else (0, 0) for one in (1, 2))], mode="edge")
+        image = 0.6 * image + 0.2 * (
+            ends.take(range(ends.shape[axis] - 2), axis) + ends.take(range(2, ends.shape[axis]), axis)
+        )
+    assert shifts.all()
+    found = explain.maximize_activation(model, None, 1, (1, 5, 6), 1, 0.2, 5, 0.3, 0.2, 2, (-1, 3))
+    np.testing.assert_allclose(found, np.clip(image, -1, 3), rtol=1e-12)
+
+
 @each_library
 def test_drawn_images_are_the_same_on_every_library(backend: Backend, dtype: str) -> None:
     model = mixed()
@@ -199,6 +218,15 @@ class Own(nn.Module):
         return 2 * y, lambda dy, need_dx: back(2 * dy)
 
 
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Any]:
+        self.b.forward(x, train)
+        return self.a.forward(x, train)
+
+
 def test_wrong_arguments_are_refused() -> None:
     model = models.build("lenet5", seed=0)
     shape, draw, count = (1, 28, 28), explain.maximize_activation, explain.activation_statistics
@@ -214,6 +242,14 @@ def test_wrong_arguments_are_refused() -> None:
         (
             lambda: draw(nn.Sequential(Own()), "0", 0, (2,)),
             "maximize_activation: '0' computes its output by code",
+        ),
+        (
+            lambda: draw(nn.Sequential(Unused()), "0.b", 0, (2,)),
+            "maximize_activation: no gradient reaches the layer '0.b'",
+        ),
+        (
+            lambda: draw(nn.Sequential(nn.Apply("sum", dim=1)), None, 0, (2,)),
+            "maximize_activation: the output must be an",
         ),
         (lambda: count(model, np.zeros((2, *shape)), 0), "activation_statistics: batch_size must be"),
         (lambda: count("lenet5", np.zeros((2, *shape))), "activation_statistics: model must be a module"),

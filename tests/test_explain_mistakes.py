@@ -30,6 +30,7 @@ def test_certain_mistakes_are_those_of_a_plain_loop() -> None:
     assert explain.certain_mistakes(probabilities, labels, 10).tolist() == expected[:10]
     assert explain.certain_mistakes(probabilities, labels, 1000).tolist() == expected
     assert explain.certain_mistakes(probabilities, probabilities.argmax(1)).tolist() == []
+    assert explain.certain_mistakes(np.tile([0.8, 0.2], (99, 1)), np.ones(99, int), 99).tolist() == list(range(99))
 
 
 def test_pca_is_that_of_the_covariance_matrix() -> None:
@@ -37,8 +38,9 @@ def test_pca_is_that_of_the_covariance_matrix() -> None:
     rows = rng.normal(size=(50, 6)) @ np.diag([5, 4, 1, 1, 0.5, 0.1]) + 7
     points = explain.embed(rows)
     values, vectors = np.linalg.eigh(np.cov(rows.T))
+    vectors = vectors * np.sign(np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0))
     by_hand = (rows - rows.mean(0)) @ vectors[:, ::-1][:, :2]
-    np.testing.assert_allclose(np.abs(points), np.abs(by_hand), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(points, by_hand, rtol=0, atol=1e-9)
     np.testing.assert_allclose(points.var(0, ddof=1), values[::-1][:2], rtol=1e-9)
     np.testing.assert_array_equal(points, explain.embed(rows))
     assert explain.embed([[1.0], [2.0], [4.0]]).shape == (3, 2)
@@ -91,6 +93,18 @@ def test_wrong_arguments_are_refused() -> None:
         (lambda: explain.certain_mistakes(rows, [0, 1]), ShapeError, r"certain_mistakes: labels must have shape \(3,"),
         (lambda: explain.certain_mistakes(rows[0], [0]), ShapeError, "certain_mistakes: probabilities must be"),
         (lambda: explain.certain_mistakes(rows, [0.0, 1.0, 1.0]), UsageError, "certain_mistakes: labels must be inte"),
+        (
+            lambda: explain.confused_pairs([[1, 2], [3]], "ab"),
+            UsageError,
+            "confused_pairs: confusion must be an array ",
+        ),
+        (
+            lambda: explain.certain_mistakes([[0.1], [0.2, 0.8]], [0, 1]),
+            UsageError,
+            "certain_mistakes: probabilities m",
+        ),
+        (lambda: explain.certain_mistakes([["a", "b"]], [0]), UsageError, "certain_mistakes: probabilities must be an"),
+        (lambda: explain.embed([[1.0], [2.0, 3.0]]), UsageError, r"embed: features must be an array of numbers, got"),
         (lambda: explain.embed(rows, "pac"), UsageError, "unknown embed: method 'pac'; did you mean 'pca'"),
         (lambda: explain.embed(rows, perplexity=3), UsageError, "embed: pca has no option 'perplexity'$"),
         (lambda: explain.embed(rows[0]), ShapeError, r"embed: features must be rows of numbers \(n, d\), got array"),

@@ -168,7 +168,7 @@ def test_boxes_of_a_max_pool_are_where_a_large_pixel_is_noticed() -> None:
 @pytest.mark.parametrize("name", ["unet", "resnet18", "googlenet", "mobilenet_v3_small"])
 def test_boxes_of_networks_are_where_the_gradient_is_noticed(name: str) -> None:
     # A max pool passes the gradient to one pixel only, and never to some at the border: mean pools take their place.
-    shape = (3, 32, 48)
+    shape = (3, 16, 32) if name == "unet" else (3, 32, 48)
     model = models.build(name, shape=shape, classes=2, seed=0)
     for key, parameter in model.named_parameters():
         if key.endswith("weight") and parameter.data.ndim > 1:
@@ -204,6 +204,47 @@ def test_sizes_and_jumps_are_those_of_the_closed_form() -> None:
     for field, size, jump, start in zip(found, *closed_form(rows), strict=True):
         assert (field.size, field.jump, field.start) == ((size, size), (jump, jump), (start, start))
     assert found[-1].size == (212, 212)  # VGG-16 in the paper's table
+
+
+STEPS: dict[str, nn.Module] = {
+    "conv": nn.Conv2d(2, 3, (5, 2), (3, 1), ((2, 0), (0, 1)), dilation=2),
+    "transposed": nn.ConvTranspose2d(2, 3, (3, 4), 2, (1, 2), (1, 0)),
+    "transposed by less": nn.ConvTranspose2d(2, 3, 5, 3, 0),
+    "pool": nn.MaxPool2d((3, 2), 2, 1, ceil_mode=True),
+    "adaptive": nn.AdaptiveAvgPool2d((10, 9)),
+    "nearest": nn.Upsample(scale_factor=(3.0, 1.5)),
+    "bilinear": nn.Upsample(scale_factor=2.0, mode="bilinear"),
+    "smaller": nn.Upsample(size=(25, 12), mode="bilinear"),
+    "to the corners": nn.Upsample(size=(79, 50), mode="bilinear", align_corners=True),
+    "by a fraction": nn.Upsample(scale_factor=1.7, mode="bilinear"),
+    "pad": nn.Pad((2, 0, -1, 3)),
+    "slice": nn.Apply("slice", dim=-1, start=1, stop=30, step=3),
+    "shuffle": nn.Sequential(nn.Conv2d(2, 8, 1), nn.PixelShuffle(2)),
+    "unshuffle": nn.PixelUnshuffle(2),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_boxes_away_from_the_border_have_the_size_and_the_jump(name: str) -> None:
+    # Behind a convolution, so that the jump and the start are not those of the image, and before one that mixes.
+    sizes = 79, 73
+    model = nn.Sequential(nn.Conv2d(2, 2, 3, 2, ((1, 1), (0, 0))), STEPS[name], nn.Upsample(scale_factor=1.0))
+    field = receptive_fields(model, (2, *sizes))["1"]
+    assert field.jump is not None
+    assert field.start is not None
+    for axis in (0, 1):
+        size, jump, start = field.size[axis], field.jump[axis], field.start[axis]
+        inside = []
+        for i in range(field.shape[1 + axis]):
+            place = [n // 2 for n in field.shape[1:]]
+            place[axis] = i
+            box, first = field.window(place)[axis], start + i * jump
+            if 0 <= first <= sizes[axis] - size:
+                inside.append(box.stop - box.start)
+                assert abs(box.start - first) < 2
+                assert jump < 2 or jump != int(jump) or (box.start, box.stop) == (first, first + size)
+        assert max(inside) == size
+        assert len(inside) > 3
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Pictures of results: what must be visible in them. Other tests check that each one is drawn."""
 
 import re
+import warnings
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -126,3 +127,19 @@ def test_an_svg_concerns_nothing_else_on_its_page() -> None:
     assert len(set(ids[0] + ids[1])) == len(ids[0]) + len(ids[1]) > 0
     for one, known in zip((text, other), ids, strict=True):
         assert set(re.findall(r"url\(#([^)]+)\)", one)) | set(re.findall(r'href="#([^"]+)"', one)) == set(known)
+
+
+def test_curves_need_a_metric_of_every_epoch(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="curves: history must have a metric, such as train_loss, in each of its"):
+        plots.curves([{"epoch": 1, "train_loss": 1.0}, {"epoch": 2, "val_loss": 1.0}], tmp_path / "a.svg")
+
+
+def test_long_names_and_equal_ones_leave_room_for_results(tmp_path: Path) -> None:
+    counts, names = np.asarray([[9, 1, 0], [0, 9, 0], [0, 0, 9]]), ("x" * 500, "x" * 500, "y")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as that there is no room for the axes
+        plots.confusion(counts, names, tmp_path / "a.png")
+        drawn = pixels(plots.prediction(np.zeros((1, 8, 8)), np.asarray([0.5, 0.1, 0.4]), names, tmp_path / "p.png"))
+    bars = np.all(drawn == (187, 187, 187), axis=-1) | np.all(drawn == (68, 119, 170), axis=-1)
+    rows = np.flatnonzero(bars.sum(axis=1) > 20)  # more than a letter
+    assert 1 + np.sum(np.diff(rows) > 1) == 3, "a bar for each class"

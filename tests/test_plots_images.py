@@ -141,6 +141,22 @@ def test_a_receptive_field_is_framed_where_it_is(tmp_path: Path) -> None:
         plots.receptive_fields(np.ones((1, 1, 12, 12)), fields, tmp_path / "a.svg", layers=["x"])
 
 
+def test_filters_of_signals_of_three_channels_have_no_colours(tmp_path: Path) -> None:
+    assert len(images(plots.filters(RNG.standard_normal((4, 3, 5)), tmp_path / "a.svg"))) == 12
+    assert "Red is positive, blue negative" in joined(tmp_path / "a.svg")
+
+
+def test_what_is_left_out_of_long_lists_is_said(tmp_path: Path) -> None:
+    pairs = [ConfusedPair(f"a{k}", "b", 0, 0.0) for k in range(50)]
+    assert "40 of 50 pairs." in joined(plots.confused_pairs(pairs, tmp_path / "a.svg"))
+    p = np.full((50, 2), 0.5)
+    path = plots.certain_mistakes(RNG.random((50, 1, 2, 2)), p, np.ones(50), ("a", "b"), tmp_path / "a.svg")
+    assert "The first 40 of 50." in joined(path)
+    assert len(images(path)) == 40
+    with pytest.raises(UsageError, match="maximized: images must be at least one, got none"):
+        plots.maximized([], tmp_path / "a.svg")
+
+
 def test_images_that_excite_a_network_have_their_labels(tmp_path: Path) -> None:
     made = [RNG.random((3, 5, 7)) for _ in range(9)]
     path = plots.maximized(made, tmp_path / "a.svg", [f"a kind of bird {k}" for k in range(9)], layer="c")

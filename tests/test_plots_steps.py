@@ -107,6 +107,11 @@ def test_softmax_and_its_gradient_are_those_of_the_worked_example(tmp_path: Path
     assert {"0.668", "-0.668", "class 0", "class 1"} <= set(found)
 
 
+def test_the_loss_of_a_probability_of_zero_is_that_of_the_op(tmp_path: Path) -> None:
+    plots.softmax([1000.0, -1000.0], tmp_path / "a.svg", truth=1)
+    assert "p = 0; the loss is -log p = 2e3:" in joined(tmp_path / "a.svg")
+
+
 def test_softmax_of_many_classes_draws_the_likeliest_and_the_true_one(tmp_path: Path) -> None:
     z = np.arange(1000.0) / 100
     names = [f"kind {k} " + "with a very long name" * 3 for k in range(1000)]
@@ -147,6 +152,9 @@ def test_a_number_that_is_not_finite_is_named(tmp_path: Path) -> None:
         (lambda p: plots.convolution(np.ones((8, 4, 4)), FILTER, (0, 0), p), ShapeError, "at most 3 channels, got 8"),
         (lambda p: plots.pooling(IMAGE, p, size=4), ShapeError, "size must be at most that of x"),
         (lambda p: plots.pooling([["a"]], p), UsageError, "must be an array of numbers"),
+        (lambda p: plots.pooling([[1, 2], [3]], p), UsageError, "must be an array of numbers"),
+        (lambda p: plots.softmax([np.nan, 2], p), UsageError, "softmax: scores must be finite, got nan"),
+        (lambda p: plots.softmax_backward([1, np.inf], 0, p), UsageError, "scores must be finite, got inf"),
         (lambda p: plots.pooling(np.ones((0, 3)), p), ShapeError, "at least one element"),
         (lambda p: plots.pooling_backward(IMAGE, IMAGE, p), ShapeError, "of the pooled map"),
         (lambda p: plots.softmax([1.0, 2], p, truth=2), UsageError, "truth must be"),

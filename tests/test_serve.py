@@ -23,6 +23,7 @@ import pytest
 
 from xcnn import explain, nn
 from xcnn.data import to_float
+from xcnn.devices import device
 from xcnn.errors import UsageError, XcnnError
 from xcnn.explain import trace
 from xcnn.runs import Checkpoint, Restored, restore, save_checkpoint
@@ -224,10 +225,17 @@ def test_a_step_lowers_the_loss_as_computed_by_hand(page: Page) -> None:
     for name, gradient in found.gradients.items():
         np.testing.assert_allclose(new[name], old[name] - 0.01 * gradient, rtol=1e-4, atol=1e-6)
     assert all(parameter.grad is None for parameter in page.session.model.parameters())
+    first = header["losses"]
     header, _ = page.ask("step", {"label": 4, "lr": 0.01})
-    assert len(header["losses"]) == 3
+    assert (header["losses"][:2], len(header["losses"]), header["label"]) == (first, 3, 4)
+    header, _ = page.ask("step", {"label": 5, "lr": 0.01})  # the loss of another label is not compared with these
+    assert (len(header["losses"]), header["label"]) == (2, 5)
+    header, _ = page.ask("example", {"index": 3})
+    assert header["losses"] == []
+    page.ask("step", {"label": 5, "lr": 0.01})
     header, back = page.ask("reset")
     assert header["losses"] == []
+    _, back = page.ask("example", {"index": 2})
     assert np.array_equal(back["scores"], before["scores"])
 
 
@@ -259,6 +267,11 @@ def test_a_neuron_is_the_sum_of_what_feeds_it(page: Page) -> None:
     assert "index must be a place in" in page.refused("neuron", {"layer": 2, "index": [3, 99, 0]})
 
 
+def test_a_request_that_is_refused_for_its_view_changes_nothing(page: Page) -> None:
+    assert "target must be the number of a class" in page.refused("step", {"label": 1, "lr": 1}, query="?target=10")
+    assert not page.ask("look")[0]["edited"]
+
+
 RNG = np.random.default_rng(0)
 
 
@@ -266,7 +279,7 @@ def total(what: dict[str, Any], arrays: Arrays) -> float:
     """Return the value that the numbers of `feeds` give."""
     inputs = what.get("inputs", [])
     if what["kind"] in ("conv", "linear"):
-        return float(arrays["products"].sum(dtype=np.float64) + what["bias"])
+        return float(arrays["products"].sum(dtype=np.float64) + (what["bias"] or 0.0))
     if what["kind"] in ("max", "mean"):
         return float({"max": np.nanmax, "mean": np.nanmean}[what["kind"]](arrays["window"]))
     if what["kind"] == "norm":
@@ -285,6 +298,10 @@ def total(what: dict[str, Any], arrays: Arrays) -> float:
         nn.MaxPool2d(2, dilation=2, ceil_mode=True),
         nn.AvgPool2d(3, 2, padding=1),
         nn.AvgPool2d((3, 2), padding=1, count_include_pad=False),
+        nn.AvgPool2d(4, 3, padding=1, ceil_mode=True),  # whose last row of windows has grown
+        nn.AdaptiveAvgPool2d((4, 3)),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Sequential(nn.Flatten(1, 2), nn.Unflatten(2, (1, 7))),
         nn.GlobalAvgPool(),
         nn.GlobalMaxPool(),
         nn.BatchNorm2d(4),
@@ -307,6 +324,41 @@ def test_feeds_give_the_value_of_every_kind_of_layer(module: nn.Module) -> None:
             assert total(what, arrays) == pytest.approx(call.y[(0, *index)], rel=1e-4, abs=1e-5), (call.name, index)
             if what["kind"] == "moved":
                 assert call.x[(0, *what["source"])] == what["inputs"][0]
+
+
+class Flip(nn.Module):
+    """A layer of one's own, whose output has the shape of its input."""
+
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
+        return x[..., ::-1], lambda dy, need_dx: dy[..., ::-1]
+
+
+class Doubled(nn.Conv2d):
+    """A convolution that does more than its class says."""
+
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
+        y, backward = super().forward(x, train)
+        return 2 * y, lambda dy, need_dx: backward(2 * dy, need_dx)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *(
+            nn.ChannelShuffle(2),
+            nn.Softmax(1),
+            nn.InstanceNorm2d(4),
+            nn.LocalResponseNorm(3),
+            nn.Upsample(scale_factor=1),
+        ),
+        *(nn.AvgPool2d(2, divisor_override=3), Flip(), Doubled(4, 4, 3)),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_feeds_claim_nothing_about_what_they_do_not_know(module: nn.Module) -> None:
+    module.reset_parameters(0)
+    (call,) = trace(nn.Sequential(module), RNG.normal(size=(1, 4, 9, 7)).astype(np.float32)).layers
+    assert feeds(call, (1, 2, 3)) == ({"kind": "other"}, {})
 
 
 def test_a_drawing_is_made_like_the_training_images() -> None:
@@ -367,13 +419,61 @@ def test_any_array_library_gives_the_same_arrays(backend: Backend, checkpoint: P
         np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
 
 
-def test_only_a_classifier_of_images_is_served(checkpoint: Path) -> None:
-    restored = restore(checkpoint)
+def session(shape: tuple[int, ...], model: nn.Module, classes: str = "ab") -> Session:
+    """Return a session on a network without test images."""
 
-    def session(shape: tuple[int, ...], model: nn.Module, classes: tuple[str, ...] = ("a", "b")) -> Session:
-        about = Checkpoint("", shape, classes)
-        return Session(Restored(about, model, restored.device, "", "", lambda part, size: restored.test_set()))
+    def load(part: str, size: int | None) -> Any:
+        raise XcnnError("the model takes others")
 
+    return Session(Restored(Checkpoint("", shape, tuple(classes)), model, device("cpu"), "", "", load))
+
+
+class Pair(nn.Module):
+    """A layer that gives two arrays."""
+
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
+        return (x, 2 * x), lambda dy, need_dx: dy[0] + 2 * dy[1]
+
+
+def test_the_fields_of_a_layer_that_is_called_twice_are_those_of_each_call() -> None:
+    relu = nn.ReLU()
+    made = session(
+        (1, 8, 8), nn.Sequential(nn.Conv2d(1, 2, 3), relu, nn.MaxPool2d(2), relu, nn.Flatten(), nn.Linear(18, 2))
+    )
+    fields = [made.neuron(layer, (0, 1, 2))[0]["field"] for layer in (0, 1, 2, 3)]
+    assert fields == [[[1, 4], [2, 5]]] * 2 + [[[2, 6], [4, 8]]] * 2
+
+
+def test_networks_of_any_kind_can_be_looked_at() -> None:
+    one = session((1, 4, 4), Sum())  # a layer alone, which has no name
+    with pytest.raises(UsageError, match="Sum has no channels that can be switched off"):
+        one.switch(0, 0, True, View())
+    assert one.neuron(0, (1,))[0]["feeds"] == {"kind": "other"}
+    two = session((1, 4, 4), nn.Sequential(Pair(), nn.Add(), Sum()))
+    with pytest.raises(UsageError, match="Pair has no channels that can be switched off"):
+        two.switch(0, 0, True, View())
+    with pytest.raises(UsageError, match=r"index must be a place in \(\)"):
+        two.neuron(0, ())
+    assert not two.about()["layers"][0]["drawn"]
+
+
+class Sum(nn.Module):
+    """A classifier without weights."""
+
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
+        shape = x.shape
+        return x.sum(axis=(1, 3))[:, :2], lambda dy, need_dx: np.zeros(shape, np.float32)
+
+
+def test_without_an_explanation_the_rest_is_answered() -> None:
+    made = session((1, 4, 4), nn.Sequential(nn.Flatten(), nn.Linear(16, 2)))
+    header, arrays = made.ink(drawn_seven(), View({0: 16}, 1, "grad_cam"))
+    assert header["unexplained"].startswith("grad_cam: the network has no layer with maps")
+    assert [what["kind"] for what, _ in arrays] == ["x", "scores", "probabilities", "y"]
+    assert made.look(View({}, 1))[0]["unexplained"] == ""
+
+
+def test_only_a_classifier_of_images_is_served() -> None:
     with pytest.raises(UsageError, match=r"must take images \(1 or 3, h, w\), got inputs of shape \(4,\)"):
         session((4,), nn.Linear(4, 2))
     with pytest.raises(UsageError, match=r"must give \(n, 2\), a score per class, got \(1, 2, 4, 4\)"):
@@ -552,6 +652,49 @@ def test_slow_clients_are_sent_away(page: Page, monkeypatch: pytest.MonkeyPatch)
     assert answer.startswith(b"HTTP/1.1 408")
 
 
+def connections(page: Page, wanted: int) -> int:
+    """Return how many connections are open, as soon as it is as wanted."""
+    deadline = time.monotonic() + 20
+    while (found := len(page.server._server.server_state.connections)) != wanted and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
+
+
+def test_clients_that_do_not_read_are_sent_away(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_room, "_READ_SECONDS", 0.2)
+    request = f"GET /main.js HTTP/1.1\r\nHost: 127.0.0.1:{page.server.port}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", page.server.port), timeout=20) as client:
+        client.sendall(request * 800)  # more than the system keeps for a client that reads nothing
+        assert connections(page, 1) == 1
+        assert connections(page, 0) == 0
+    whole = page.request("GET", "/main.js")[2]
+    with socket.create_connection(("127.0.0.1", page.server.port), timeout=20) as client:
+        client.sendall(request * 20)
+        answers = b""
+        while answers.count(whole) < 20:  # one that reads is answered
+            answers += client.recv(2**20)
+
+
+def test_too_many_connections_are_closed(
+    page: Page, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server_room, "_CONNECTIONS", 5)
+    assert connections(page, 0) == 0
+    clients = [socket.create_connection(("127.0.0.1", page.server.port), timeout=20) for _ in range(50)]
+    closed = 0
+    for client in reversed(clients):  # the first five stay open
+        try:
+            closed += client.recv(1) == b"" if closed < 45 else 0
+        except ConnectionResetError:
+            closed += 1
+    assert closed == 45
+    for client in clients:
+        client.close()
+    assert connections(page, 0) == 0
+    assert page.request("GET", "/")[0] == 200
+    assert capfd.readouterr() == ("", "")
+
+
 def test_too_many_requests_are_refused(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "_AT_ONCE", 1)
     statuses: list[int] = []
@@ -639,7 +782,7 @@ def test_the_command_serves_until_ctrl_c(checkpoint: Path, tmp_path: Path) -> No
         connection.close()
     finally:
         process.kill()
-    assert (process.returncode, out, err) == (130, "", "ends with Ctrl-C\nerror: interrupted\n")
+    assert (process.returncode, out, err) == (0, "", "ends with Ctrl-C\nended\n")
     assert list(tmp_path.iterdir()) == []
 
 

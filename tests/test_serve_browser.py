@@ -309,6 +309,26 @@ def test_a_photo_and_the_camera(browser: Browser, tmp_path: Path) -> None:
     assert not browser.find("#viewfinder").is_displayed()
 
 
+def test_a_test_image_is_chosen_by_its_number_and_brings_its_class(browser: Browser) -> None:
+    field, test = browser.find("#index"), browser.session.test
+    for number, other in ((7, "-1"), (11, str(len(test)))):
+        field.clear()
+        field.send_keys(str(number), Keys.ENTER)
+        browser.wait(
+            lambda: browser.find("#label").get_attribute("value"), lambda came, k=number: came == str(test.y[k])
+        )
+        field.clear()
+        field.send_keys(other, Keys.ENTER)
+        browser.wait(lambda: browser.find("#error").text, lambda came: str(len(test) - 1) in came)
+        assert f"test image {number} " in browser.find("#name").text
+
+
+def test_maps_have_the_shape_of_their_numbers(browser: Browser) -> None:
+    for canvas in browser.driver.find_elements("css selector", ".map canvas")[:60]:
+        h, w = (int(canvas.get_attribute(side)) for side in ("height", "width"))
+        assert abs(canvas.size["height"] / canvas.size["width"] * w / h - 1) < 0.1, (canvas.size, h, w)
+
+
 @pytest.mark.parametrize("width", [390, 1024, 1920])
 def test_nothing_is_cut_off_and_all_can_be_read(browser: Browser, width: int) -> None:
     browser.draw_seven()

@@ -126,6 +126,28 @@ def test_a_channel_that_is_off_is_one_whose_filter_is_zero() -> None:
     assert np.abs(explain.trace(model, x).y - y).max() > 1e-3
 
 
+def test_no_gradient_passes_a_channel_that_is_off() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AvgPool2d(2)).to("cpu", "float64")
+    model.reset_parameters(0)
+    x, dy = np.ones((1, 1, 6, 6)), np.ones((1, 3, 2, 2))
+    alone = dy * np.asarray([0, 1, 0]).reshape(1, 3, 1, 1)
+    found = explain.trace(model, x, off={"0": [0, 2]}).backward(dy)
+    np.testing.assert_allclose(found, explain.trace(model, x).backward(alone), rtol=1e-12)
+
+
+def test_a_rule_is_not_for_containers() -> None:
+    model, x = _network("resnet20")
+    seen = []
+
+    def rule(call: explain.Call, dy: Any, backward: Callable[[Any], Any]) -> Any:
+        seen.append(call)
+        return backward(dy)
+
+    found = explain.trace(model, x, rule=rule)
+    found.backward(np.ones((2, 10)))
+    assert {id(call) for call in seen} == {id(call) for call in found.layers}
+
+
 def test_a_rule_replaces_the_backward_pass_of_every_layer() -> None:
     model, x = _network("lenet5")
     seen = []

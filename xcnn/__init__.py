@@ -2,10 +2,11 @@
 
 `xcnn.ops` has the passes themselves, `xcnn.nn` layers and containers, `xcnn.optim` update rules, `xcnn.data` data sets
 and loaders, `xcnn.models` named networks, `xcnn.training` the training loop, `xcnn.parallel` several processes for it,
-`xcnn.runs` whole runs and their files, `xcnn.onnx` networks to and from ONNX, `xcnn.testing` the checks for ops and
-layers of your own. `xcnn.Trainer` trains a network, `xcnn.save` and `xcnn.load` keep it in one file, `xcnn.device`
-opens a device by its string, and `xcnn.set_num_threads` sets the number of CPU threads. Each subpackage is imported
-when it is first used.
+`xcnn.runs` whole runs and their files, `xcnn.explain` what a network has learned, `xcnn.plots` pictures, `xcnn.pages`
+pages on answers and runs, `xcnn.serve` a page to play with a network, `xcnn.onnx` networks to and from ONNX,
+`xcnn.testing` the checks for ops and layers of your own. `xcnn.Trainer` trains a network, `xcnn.save` and `xcnn.load`
+keep it in one file, `xcnn.device` opens a device by its string, and `xcnn.set_num_threads` sets the number of CPU
+threads. Each subpackage is imported when it is first used.
 """
 
 import importlib
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # importing `typing` takes longer than the rest of this file
         parallel,
         plots,
         runs,
+        serve,
         testing,
         training,
     )
@@ -60,6 +62,7 @@ __all__ = [
     "plots",
     "runs",
     "save",
+    "serve",
     "set_num_threads",
     "testing",
     "training",

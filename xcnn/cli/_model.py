@@ -1,7 +1,7 @@
 """The flags of commands that take a trained model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ from xcnn.cli._console import Bar, note, use_threads
 from xcnn.parallel import processes
 from xcnn.runs import Restored, restore
 
-__all__ = ["Source"]
+__all__ = ["Source", "note_inverted"]
 
 
 def _floats(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
@@ -65,6 +65,16 @@ class Source:
     device: str = "cpu"
     threads: int | None = None
 
+    def flags(self) -> list[str]:
+        """Return the words that give the same flags again, without those on which no result depends."""
+        words: list[str] = []
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value != one.default and one.name != "threads":
+                said = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                words += [f"--{one.name.replace('_', '-')}", *([] if value is True else [said])]
+        return words
+
     def restore(self, checkpoint: Path, bar: Bar, scores: bool = True) -> Restored:
         """Return the model of a checkpoint, with classes if `scores`; `bar` shows a download of the data set."""
         use_threads(self.threads)
@@ -85,3 +95,13 @@ class Source:
             tell=note,
             parallel=processes(),
         )
+
+
+def note_inverted(restored: Restored, names: Sequence[str], invert: bool) -> None:
+    """Say which images look inverted against the training images, if any do, and what to try."""
+    if not names:
+        return
+    light = restored.checkpoint.statistics["border"] < 0.5
+    more = f" and {len(names) - 1} more look" if len(names) > 1 else " looks"
+    drawn, hint = "light on dark" if light else "dark on light", "without " * invert
+    note(f"{names[0]}{more} inverted against the training images ({drawn}): try {hint}--invert")

@@ -31,7 +31,8 @@ def draw(
     model
         name of a network as in `xcnn models`, or a trained one: the folder of a run, a checkpoint, an ONNX file.
     shape
-        channels, height and width of the images; by default those of the network's usual data, or of its training.
+        channels, height and width of the images, separated by spaces; by default those of the
+        network's usual data, or of its training.
     classes
         number of classes of a network that is not trained; by default that of its usual data.
     depth

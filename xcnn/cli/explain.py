@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from xcnn.cli._console import Bar, check_writable, note, print_table, split_names
-from xcnn.cli._model import Source
+from xcnn.cli._model import Source, note_inverted
 from xcnn.data.images import SUFFIXES
 from xcnn.errors import UsageError
 
@@ -54,14 +54,20 @@ def explain(
         raise UsageError(f"the first argument is the run or its file, then come the images, got the image {checkpoint}")
     if out.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"out must be a file that ends in .html, got {out}", setting="out")
+    if folder := next((path for path in images if path.is_dir()), None):
+        raise UsageError(f"{folder} is a folder; name the images in it that the page shall explain, up to 8")
+    if not images and not index:
+        raise UsageError("nothing to explain: pass image files or, with --index, the numbers of test images")
     methods = None if method is None else split_names(method)
     if methods is not None:
         pages.methods_named(methods)  # before anything is computed
     check_writable(out)
-    restored = (source or Source()).restore(checkpoint, Bar())
+    source = source or Source()
+    restored, named = source.restore(checkpoint, Bar()), [str(checkpoint), *source.flags()]
     made = pages.explanation(
-        restored, out, images, index, methods=methods, target=target, invert=invert, source=str(checkpoint), tell=note
+        restored, out, images, index, methods=methods, target=target, invert=invert, source=named, tell=note
     )
+    note_inverted(restored, [one.name for one in made if one.inverted], invert)
     rows = [(one.name, one.answer, one.truth) for one in made]
     known = any(one.truth for one in made)
     print_table(*("image", "class", "truth")[: 2 + known], rows=[row[: 2 + known] for row in rows], fold=False)

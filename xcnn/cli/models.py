@@ -29,7 +29,7 @@ def models(
     name
         network to show in detail.
     shape
-        channels, height and width of the images; by default those of each network's usual data.
+        channels, height and width of the images, separated by spaces; by default those of each network's usual data.
     classes
         number of classes; by default that of each network's usual data.
     json

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from xcnn import plots
 from xcnn._files import replacing
 from xcnn.cli._console import Bar, check_writable, note, print_json, print_table
-from xcnn.cli._model import Source
+from xcnn.cli._model import Source, note_inverted
 from xcnn.data.images import SUFFIXES, read_photo
 from xcnn.errors import DataError, UsageError
 from xcnn.runs import Prediction
@@ -104,11 +104,7 @@ def predict(
         write(records)
     if names:
         note(f"pictures: {pictures}/")
-    if inverted:
-        light = restored.checkpoint.statistics["border"] < 0.5
-        more = f" and {len(inverted) - 1} more look" if len(inverted) > 1 else " looks"
-        drawn, hint = "light on dark" if light else "dark on light", "without " * invert
-        note(f"{inverted[0]}{more} inverted against the training images ({drawn}): try {hint}--invert")
+    note_inverted(restored, inverted, invert)
     for error in broken:
         note(f"left out: {str(error).removeprefix('read_image: ')}")
     return int(bool(broken))

@@ -51,7 +51,10 @@ def serve(
     note("ends with Ctrl-C")
     if open:
         threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
-    server.run()
+    try:
+        server.run()
+    except KeyboardInterrupt:  # the way to end it
+        note("ended")
     return 0
 
 

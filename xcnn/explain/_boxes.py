@@ -305,8 +305,11 @@ def _interpolated(layer: _Layer) -> Reach:
         used = mixed[:, 0] != 0
         first, last = used.argmax(axis=0), n - 1 - used[::-1].argmax(axis=0)
         ends = np.maximum(ends.take(first, axis=dim), ends.take(last, axis=dim))
-        step = Fraction(n, out)
-        windows.append((2, step, (1 - step) / 2) if linear and n != out else (1, step, 0))
+        step = Fraction(n, int(out)) if factor is None else 1 / Fraction(float(factor))
+        if o["align_corners"]:
+            windows.append((1 + int((last > first).any()), Fraction(n - 1, max(int(out) - 1, 1)), 0))
+        else:
+            windows.append((1 + int((last > first).any()), step, (1 - step) / 2 if linear else 0))
     return layer.windows(ends, windows)
 
 

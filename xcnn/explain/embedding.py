@@ -11,6 +11,7 @@ from xcnn._check import is_integer, shown
 from xcnn.devices import to_numpy
 from xcnn.errors import ShapeError, UsageError, XcnnError, explained, unknown
 from xcnn.explain.statistics import batches_of
+from xcnn.explain.target import as_host
 from xcnn.explain.trace import Trace, trace
 from xcnn.nn import Linear, Module
 from xcnn.training.feed import Data
@@ -90,8 +91,8 @@ def embed(features: Any, method: str = "pca", rng: int = 0, **options: Any) -> n
     >>> points.shape, float(abs(points[0, 0] - points[1, 0]).round(6))
     ((3, 2), 4.0)
     """
-    rows = np.asarray(to_numpy(features) if is_array(features) else features)
-    if rows.ndim != 2 or 0 in rows.shape or rows.dtype.kind not in "fiub":
+    rows = as_host("embed", "features", features)
+    if rows.ndim != 2 or 0 in rows.shape:
         raise ShapeError(f"embed: features must be rows of numbers (n, d), got {shown(rows)}")
     rows = rows.astype(np.float64)
     if not np.isfinite(rows).all():

@@ -100,7 +100,7 @@ def maximize_activation(
 
 
 def _slope(caller: str, model: Module, layer: str | None, channel: int, x: Array) -> np.ndarray:
-    """Return the gradient of the mean of a channel at x, on the host, without the batch axis."""
+    """Return the gradient of the sum of a channel at x, on the host, without the batch axis."""
     wanted: list[Call] = []
 
     def rule(call: Call, dy: Array, backward: Callable[[Array], Array]) -> Array:
@@ -115,6 +115,8 @@ def _slope(caller: str, model: Module, layer: str | None, channel: int, x: Array
     else:
         wanted.append(_leaf(caller, found, layer))
         dx = found.backward(like(np.zeros(tuple(scores.shape), np.float32), scores))
+        if wanted[0].dy is None:
+            raise UsageError(f"{caller}: no gradient reaches the layer {layer!r}; name another one")
     return np.asarray(to_numpy(dx)[0], np.float64)
 
 
@@ -128,10 +130,10 @@ def _leaf(caller: str, found: Trace, layer: str) -> Call:
 
 
 def _seed(caller: str, name: str, channel: int, y: Array) -> Array:
-    """Return the gradient of the mean of a channel of y."""
+    """Return the gradient of the sum of a channel of y, in the direction of that of its mean."""
     if not is_array(y) or y.ndim < 2:
-        raise UsageError(f"{caller}: {name} must return an array (n, c, ...), and does not")
+        raise UsageError(f"{caller}: {name} must be an array (n, c, ...), and is not")
     integer(caller, "channel", channel, 0, int(y.shape[1]) - 1)
     seed = np.zeros(tuple(y.shape), np.float32)
-    seed[:, channel] = 1.0 / max(1, seed[0, 0].size)
+    seed[:, channel] = 1
     return like(seed, y)

@@ -5,10 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xcnn._array import is_array
 from xcnn._check import check_shape, integer, shown
-from xcnn.devices import to_numpy
 from xcnn.errors import ShapeError, UsageError, explained
+from xcnn.explain.target import as_host
 
 __all__ = ["ConfusedPair", "certain_mistakes", "confused_pairs"]
 
@@ -53,7 +52,7 @@ def confused_pairs(confusion: Any, classes: Sequence[str], count: int = 10) -> l
     >>> confused_pairs([[8, 2], [1, 3]], ["cat", "dog"])[0]
     ConfusedPair(true='cat', predicted='dog', count=2, share=0.2)
     """
-    counts, names = _host(confusion), [str(name) for name in classes]
+    counts, names = as_host("confused_pairs", "confusion", confusion), [str(name) for name in classes]
     check_shape("confused_pairs", (len(names), len(names)), f"of {len(names)} classes", confusion=counts)
     integer("confused_pairs", "count", count, minimum=0)
     if counts.dtype.kind not in "iu" or (counts < 0).any():
@@ -95,7 +94,8 @@ def certain_mistakes(probabilities: Any, labels: Any, count: int = 16) -> np.nda
     >>> certain_mistakes([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]], [1, 1, 0])
     array([0, 2])
     """
-    scores, true = _host(probabilities), _host(labels)
+    scores = as_host("certain_mistakes", "probabilities", probabilities)
+    true = as_host("certain_mistakes", "labels", labels)
     if scores.ndim != 2 or scores.shape[1] < 1:
         raise ShapeError(f"certain_mistakes: probabilities must be (n, classes), got {tuple(scores.shape)}")
     check_shape("certain_mistakes", (len(scores),), "one per row of probabilities", labels=true)
@@ -106,7 +106,3 @@ def certain_mistakes(probabilities: Any, labels: Any, count: int = 16) -> np.nda
     wrong = np.flatnonzero((said != true) & (true >= 0))
     order = np.argsort(-scores[wrong, said[wrong]].astype(np.float64), kind="stable")
     return np.asarray(wrong[order][:count])
-
-
-def _host(values: Any) -> np.ndarray:
-    return np.asarray(to_numpy(values) if is_array(values) else values)

@@ -14,7 +14,7 @@ from xcnn.explain._boxes import Reach, image, nothing, passed, whole
 from xcnn.explain.trace import Call, trace
 from xcnn.nn import Module
 
-__all__ = ["Field", "receptive_fields"]
+__all__ = ["Field", "fields_of_calls", "receptive_fields"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,11 @@ def receptive_fields(model: Module, shape: Sequence[int]) -> dict[str, Field]:
     A. Araujo, W. Norris and J. Sim, Computing receptive fields of convolutional neural networks, 2019, has the closed
     form of `size`, `jump` and `start`, https://distill.pub/2019/computing-receptive-fields.
     """
+    return {field.name: field for field in fields_of_calls(model, shape) if field is not None}
+
+
+def fields_of_calls(model: Module, shape: Sequence[int]) -> list[Field | None]:
+    """Return the same for each of `Trace.calls`, None for one whose output is not an array."""
     if not isinstance(model, Module):
         raise UsageError(f"receptive_fields: model must be a module, got {shown(model)}")
     if not isinstance(shape, Sequence) or len(shape) < 2 or not all(is_integer(n) and n > 0 for n in shape):
@@ -125,13 +130,13 @@ def receptive_fields(model: Module, shape: Sequence[int]) -> dict[str, Field]:
         found = trace(model, host if first is None else like(host, first.data))
     slots = [*model.named_parameters(), *model.named_buffers()]
     known: dict[int, Reach | None] = {id(slot.data): None for _, slot in slots} | {id(found.x): image(sizes)}
-    fields = {}
+    fields: list[Field | None] = []
     for call in found.calls:
         for y in call.y if isinstance(call.y, tuple) else (call.y,):
             if is_array(y) and id(y) not in known:
                 known[id(y)] = passed(call, y, known, sizes) if call.leaf else whole(y, sizes)
-        if is_array(call.y):
-            fields[call.name] = _field(call, known[id(call.y)] or nothing(call.y, sizes), len(sizes))
+        reach = known[id(call.y)] or nothing(call.y, sizes) if is_array(call.y) else None
+        fields.append(None if reach is None else _field(call, reach, len(sizes)))
     return fields
 
 

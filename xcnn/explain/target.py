@@ -11,9 +11,9 @@ from xcnn._check import is_integer, number, shown
 from xcnn.devices import like, to_numpy
 from xcnn.errors import DtypeError, ShapeError, UsageError
 from xcnn.nn import Module
-from xcnn.parameter import Parameter
+from xcnn.nn._forward import is_one_image
 
-__all__ = ["Target", "as_input", "check_input", "per_pass", "score", "weights"]
+__all__ = ["Target", "as_host", "as_input", "check_input", "per_pass", "score", "weights"]
 
 Target = int | Sequence[int] | Array | None
 """What to explain: None for the highest score of each example; a class; a class for each example; or an array of the
@@ -32,25 +32,16 @@ def check_input(caller: str, model: Any, x: Any) -> Array:
     if not isinstance(model, Module):
         raise UsageError(f"{caller}: model must be a module, got {shown(model)}")
     if not is_array(x):
-        raise DtypeError(f"{caller}: x must be an array with a batch axis (n, ...), got {shown(x)}")
+        raise DtypeError(f"{caller}: x must be one array with a batch axis (n, ...), got {type(x).__name__}")
     xp = namespace_of(x)
     if not is_kind(xp, x.dtype, "real floating"):
         hint = ", as by xcnn.data.to_float, which divides by 255" if x.dtype == xp.uint8 else ""
         raise DtypeError(f"{caller}: x must be a floating-point array, got {x.dtype}; convert it first{hint}")
-    if x.ndim < 2 or _is_one_image(model, x):
+    if x.ndim < 2 or is_one_image(model, x):
         raise ShapeError(f"{caller}: x must be a batch (n, ...), got shape {tuple(x.shape)}; pass x[None]")
     if 0 in x.shape:
         raise ShapeError(f"{caller}: x must have at least one example, got shape {tuple(x.shape)}")
     return x
-
-
-def _is_one_image(model: Module, x: Array) -> bool:
-    """Return whether the first convolution would take x if it had one axis more."""
-    for _, module in model.modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Parameter) and weight.data.ndim > 1:
-            return bool(x.ndim == weight.data.ndim - 1 and x.shape[0] == getattr(module, "in_channels", None))
-    return False
 
 
 def weights(caller: str, x: Array, y: Any, target: Any) -> Array:
@@ -103,6 +94,17 @@ def as_input(caller: str, name: str, value: Any, x: Array) -> Array:
     xp = namespace_of(x)
     placed = array if namespace_of(array) is xp and array.dtype == x.dtype else like(to_numpy(array), x)
     return xp.broadcast_to(placed, tuple(x.shape))
+
+
+def as_host(caller: str, name: str, value: Any) -> np.ndarray:
+    """Return numbers, an array of any library or lists, as a host array."""
+    try:
+        host = np.asarray(to_numpy(value) if is_array(value) else value)
+    except ValueError:  # lists of unequal lengths
+        host = np.asarray(None)
+    if host.dtype.kind not in "fiub":
+        raise UsageError(f"{caller}: {name} must be an array of numbers, got {shown(value)}")
+    return host
 
 
 def score(y: Array, dy: Array) -> Array:

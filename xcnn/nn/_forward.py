@@ -4,11 +4,12 @@ import functools
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from xcnn._array import Array
+from xcnn._array import Array, is_array
 from xcnn.errors import UsageError, XcnnError, wrong_call
 from xcnn.ops._op import captured
+from xcnn.parameter import Parameter
 
-__all__ = ["ABSENT", "Once", "call", "locate", "prepared", "refuse"]
+__all__ = ["ABSENT", "Once", "call", "is_one_image", "locate", "prepared", "refuse"]
 
 ABSENT: Any = object()
 """The default of an input, by which a call without it is told; a `TypeError` of Python would not name the layer."""
@@ -74,6 +75,15 @@ def refuse(name: str, function: Callable[..., Any], given: tuple[Any, ...], othe
     if function is call and len(given) > 1:
         raise UsageError(f"{name}: x is the only argument, got {len(given)}; pass several inputs as one tuple")
     raise wrong_call(name, function, () if given[0] is ABSENT else given, others) or UsageError(name)
+
+
+def is_one_image(module: Any, x: Any) -> bool:
+    """Return whether x has no batch axis, but the channels of the first layer of maps: it should have been x[None]."""
+    weights = ((one, getattr(one, "weight", None)) for _, one in module.modules())
+    layer, kernel = next(
+        ((one, w.data.ndim) for one, w in weights if isinstance(w, Parameter) and w.data.ndim > 1), (None, 0)
+    )
+    return bool(is_array(x) and x.ndim == kernel - 1 and getattr(layer, "in_channels", None) == x.shape[0])
 
 
 def prepared(forward: Callable[..., Any]) -> Callable[..., Any]:

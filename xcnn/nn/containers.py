@@ -15,10 +15,9 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from xcnn._array import is_array
 from xcnn._check import choice, integer, shown
 from xcnn.errors import ShapeError, UsageError, XcnnError, unknown
-from xcnn.nn._forward import ABSENT, locate
+from xcnn.nn._forward import ABSENT, is_one_image, locate
 from xcnn.nn._inference import infer
 from xcnn.nn._module import Module
 from xcnn.nn._plan import Node, Plan, Step, names
@@ -183,21 +182,11 @@ class Graph(Module):
         try:
             return self._run(x, self._plan.singly, self._plan.output, lambda name, module, value, inputs: module(value))
         except ShapeError as error:
-            self._refuse_one_image(x, error)
+            # Otherwise the words of the layer are right: it may refuse other channels, and x may be no image at all.
+            if is_one_image(self, x):
+                axes, came = ", ".join(("n", "c", *"dhw"[4 - x.ndim :])), f"got one image of shape {tuple(x.shape)}"
+                raise ShapeError(f"{type(self).__name__}: x must be a batch ({axes}), {came}; pass x[None]") from error
             raise
-
-    def _refuse_one_image(self, x: Any, error: ShapeError) -> None:
-        """Raise an error that says so if x, which a layer refuses, is one image that the first layer would take.
-
-        Otherwise the words of the layer are right: a convolution refuses other channels, and x may be no image at all.
-        """
-        weights = ((one, getattr(one, "weight", None)) for _, one in self.modules())
-        layer, kernel = next(
-            ((one, w.data.ndim) for one, w in weights if isinstance(w, Parameter) and w.data.ndim > 1), (None, 0)
-        )
-        if is_array(x) and x.ndim == kernel - 1 and getattr(layer, "in_channels", None) == x.shape[0]:
-            axes, came = ", ".join(("n", "c", *"dhw"[5 - kernel :])), f"got one image of shape {tuple(x.shape)}"
-            raise ShapeError(f"{type(self).__name__}: x must be a batch ({axes}), {came}; pass x[None]") from error
 
     def _inner(self) -> Any:
         cls = type(self)

@@ -30,19 +30,19 @@ def layers_shown(found: Trace, fields: Mapping[str, Field], sizes: tuple[int, ..
     """Return the maps of every layer for one image, in their order, with what the layer does."""
     calls = [call for call in found.layers if is_array(call.y)]
     room = _PIXELS // max(1, len(calls))
-    figures = [_layer(call, fields.get(call.name), sizes, room) for call in calls]
+    figures = [_layer(call, fields.get(call.name), sizes, room, call.y is found.y) for call in calls]
     said = [
-        "In the order in which the network computes them; behind its kind stands the name of each layer. A map is a "
+        "The layers in the order in which the network computes them, each with its kind and its name. A map is a "
         "picture of numbers: ",
         SIGNED,
-        " blue is below zero, white is zero, red is above, as strong as the largest number of its layer. The receptive "
-        "field is the part of the image that one number of a layer can depend on, here the middle one; it grows from "
-        "layer to layer.",
+        " white is zero, red is above it and blue below; the farther from zero, the stronger, and the strongest colour "
+        "is the largest number of the layer. The receptive field is the part of the image that one number of a layer "
+        "can depend on, here the one in the middle; it grows from layer to layer. All sizes are width x height.",
     ]
     return [element("p", said), element("div", figures, class_="layers")]
 
 
-def _layer(call: Call, field: Field | None, sizes: tuple[int, ...], room: int) -> Html:
+def _layer(call: Call, field: Field | None, sizes: tuple[int, ...], room: int, last: bool) -> Html:
     values = to_numpy(call.y)[0].astype(np.float64)
     kind = type(call.module).__name__
     facts = [f"{shape_text(values.shape)}. "]
@@ -63,9 +63,10 @@ def _layer(call: Call, field: Field | None, sizes: tuple[int, ...], room: int) -
             cells.reshape(1, -1, columns), alt, columns=1, cell=352 * columns // 32, most=largest(row), side=_SIDE
         )
         facts.append(f"The first {count} numbers are shown. " if count < len(row) else "")
+    answer = " These are what the network answers with: one number for each class, in the order of the classes." * last
     return figure(
         [element("h3", f"{kind} ", code(call.name)), maps],
-        element("p", about_layer(call.module)),
+        element("p", f"{about_layer(call.module)}{answer}"),
         element("p", facts, class_="faint"),
         None if field is None else element("p", _field(field, sizes), class_="field"),
     )
@@ -99,20 +100,23 @@ def _field(field: Field, sizes: tuple[int, ...]) -> list[Html]:
 
 
 def size_text(field: Field) -> str:
-    """Return the size of a receptive field, width first."""
+    """Return the size of a receptive field, width x height."""
     return " x ".join(f"{size:g}" for size in reversed(field.size))
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
     """Return the shape of an output of one example in words.
 
-    >>> shape_text((6, 28, 28)), shape_text((1, 5, 5)), shape_text((120,))
-    ('6 maps of 28 x 28', '1 map of 5 x 5', '120 numbers')
+    >>> shape_text((6, 20, 28)), shape_text((1, 5, 5)), shape_text((120,)), shape_text((6, 20))
+    ('6 maps of 28 x 20', '1 map of 5 x 5', '120 numbers', '6 rows of 20 numbers')
     """
     if len(shape) < 2:
         count = shape[0] if shape else 1
         return f"{count:,} number{'s' * (count != 1)}"
-    return f"{shape[0]:,} map{'s' * (shape[0] != 1)} of {' x '.join(str(size) for size in shape[1:])}"
+    several = "s" * (shape[0] != 1)
+    if len(shape) == 2:  # signals, or the parts of an image that attention works on
+        return f"{shape[0]:,} row{several} of {shape[1]:,} numbers"
+    return f"{shape[0]:,} map{several} of {' x '.join(str(size) for size in reversed(shape[1:]))}"
 
 
 def statistics_table(rows: Sequence[LayerStatistics], units: bool) -> Html:

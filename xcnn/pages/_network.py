@@ -1,5 +1,6 @@
 """The network of a run on a page: its first filters, a drawing, its layers, and what they give."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ _FILTERS = 64
 """Filters that are shown; if each has many channels, a quarter of them."""
 
 _STATISTICS = 1000
-"""Test images from which the statistics of layers are computed."""
+"""Test images from which the statistics of layers are computed, spread evenly, as they may be sorted by class."""
 
 _COLOURED = (
     "The three channels of a filter lie over the red, the green and the blue of the image, and are shown as one "
@@ -55,14 +56,14 @@ def filters(model: Module, first: Module | None, origin: str, unknown: str) -> C
     parts.append(figure(_filters(weights, most, "after training"), "After training.", class_="sheet"))
     moved = ""
     if before is not None:
-        change = float(np.linalg.norm(weights - before) / max(float(np.linalg.norm(before)), 1e-30))
-        moved = f" Training moved them by {change:.0%} of their length."
+        change = _change([(before, weights)])
+        moved = f" Their change is {change} of their size before (both are roots of sums of squares)." if change else ""
     most_filters, most_channels = (_FILTERS, c) if c in (1, 3) else (_FILTERS // 4, _FILTERS // 4)
     shown = f" The first {most_filters} are shown." * (n > most_filters)
     shown += f" Their first {most_channels} channels are shown." * (c > most_channels)
     lead = element(
         "p",
-        f"The layer {after.name} has {n} filter{'s' * (n != 1)} of {h} x {w} pixels"
+        f"The layer {after.name} has {n} filter{'s' * (n != 1)} of {w} x {h} pixels"
         + (f" and {c} channels" if c > 1 else "")
         + ", small patterns that it looks for everywhere in the image. ",
         ["Numbers above zero are red, below it blue: ", SIGNED, " "] if c != 3 else None,
@@ -79,7 +80,7 @@ def filters(model: Module, first: Module | None, origin: str, unknown: str) -> C
 def _filters(weights: np.ndarray, most: float, when: str) -> Html:
     """Return a picture of filters (n, c, h, w)."""
     c, h, w = weights.shape[1:]
-    alt = f"filters of {h} x {w} {when}"
+    alt = f"filters of {w} x {h} {when}"
     if c == 3:
         return coloured(weights[:_FILTERS], alt, most)
     if c == 1:
@@ -120,11 +121,12 @@ def layers(model: Module, first: Module | None, shape: tuple[int, ...], data: Da
     )
     head = ("layer", "kind", "output", "parameters", "multiply-adds", "receptive field", "weights moved by")
     said = (
-        "The layers in the order in which they compute. The receptive field is the part of the image, in pixels, "
-        "on which one number of the output can depend."
+        "The layers in the order in which they compute. All sizes are width x height. The receptive field is the part "
+        "of the image, in pixels, on which one number of the output can depend."
     )
     change = (
-        " How far the weights moved is the length of their change, as a share of their length before training."
+        " How far the weights moved is the size of their change, as a share of their size before training (both are "
+        "roots of sums of squares)."
         if moved
         else ""
     )
@@ -149,24 +151,28 @@ def _drawing(model: Module, shape: tuple[int, ...]) -> Content:
 
 def _moved(model: Module, first: Module) -> dict[str, str]:
     """Return by layer how far its weights moved, relative to their length at the start."""
-    before, sums = dict(first.named_parameters()), dict[str, list[float]]()
+    before, pairs = dict(first.named_parameters()), dict[str, list[tuple[np.ndarray, np.ndarray]]]()
     for key, slot in model.named_parameters():
         if key in before:
-            old, new = (to_numpy(one.data).astype(np.float64) for one in (before[key], slot))
-            both = sums.setdefault(key.rpartition(".")[0], [0.0, 0.0])
-            both[0] += float(((new - old) ** 2).sum())
-            both[1] += float((old**2).sum())
-    return {key: f"{(change / length) ** 0.5:.0%}" for key, (change, length) in sums.items() if length > 0}
+            pairs.setdefault(key.rpartition(".")[0], []).append((to_numpy(before[key].data), to_numpy(slot.data)))
+    return {key: _change(both) for key, both in pairs.items()}
+
+
+def _change(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
+    """Return how far arrays moved, relative to their length before, or "" if that is 0 or not finite."""
+    old, new = (np.concatenate([np.ravel(one).astype(np.float64) for one in side]) for side in zip(*pairs, strict=True))
+    length, change = float(np.linalg.norm(old)), float(np.linalg.norm(new - old))
+    return f"{change / length:.0%}" if length > 0 and np.isfinite(change) else ""
 
 
 def _statistics(model: Module, data: Dataset) -> Content:
-    some = data[:_STATISTICS]
+    some = data[np.linspace(0, len(data) - 1, min(len(data), _STATISTICS)).astype(int)]
     rows = explain.activation_statistics(model, some)
     dead = [row for row in rows if row.dead]
     said = (
         f"Over {len(some):,} test images. A unit, which is a map or a number, of a ReLU is dead if it was zero "
-        "everywhere: no gradient passes it, so it learns nothing any more. A sigmoid or tanh is saturated where it "
-        "is close to its bounds, where gradients vanish."
+        "in all of them: no gradient passes it, so it learns nothing from them. A sigmoid or tanh is saturated where "
+        "it is close to its bounds, where gradients vanish."
     )
     found = " No unit is dead."
     if dead:

@@ -10,7 +10,6 @@ import numpy as np
 from xcnn.pages._html import Html, element
 
 __all__ = [
-    "HOT",
     "PHOTO",
     "SIGNED",
     "coloured",
@@ -46,16 +45,13 @@ def _palette() -> list[int]:
     return [*np.rint(colours).astype(int).reshape(-1).tolist(), 128, 128, 128]
 
 
-def _gradient(colours: list[tuple[int, int, int]]) -> Html:
-    stops = ", ".join(f"rgb{colour}" for colour in colours)
-    return element("span", class_="scale", aria_hidden="true", style=f"background:linear-gradient(90deg, {stops})")
-
-
-SIGNED = _gradient([_COLD, _ZERO, _HOT])
+SIGNED = element(
+    "span",
+    class_="scale",
+    aria_hidden="true",
+    style=f"background:linear-gradient(90deg, rgb{_COLD}, rgb{_ZERO}, rgb{_HOT})",
+)
 """A bar of the colours of signed maps."""
-
-HOT = _gradient([_ZERO, _HOT])
-"""A bar of the colours of maps from zero upwards."""
 
 
 def encode(image: Any, **options: Any) -> str:

@@ -1,7 +1,6 @@
 """What the folder of a run says about it: settings, history, how far it came, and the command that repeats it."""
 
 import json
-import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,9 @@ __all__ = ["Run", "command", "read_run", "require_run"]
 _MOST_BYTES = 1 << 24
 """The largest history file, in bytes."""
 
+_LARGEST = 1e100
+"""The largest number of a history; sums and pictures of larger ones overflow."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -27,7 +29,7 @@ class Run:
     Attributes
     ----------
     config : its settings.
-    history : a record per epoch, of finite numbers.
+    history : a record per epoch, of finite numbers, `epoch` among them.
     ended : whether it was trained to the end; None if that is not known.
     note : why it ended early; "" if it did not, or that is not known.
     """
@@ -93,9 +95,15 @@ def _history(path: Path) -> list[dict[str, float]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             break
-        if not isinstance(record, dict) or record.get("epoch") != len(records) + 1:
+        if not isinstance(record, dict):
             break
-        numbers = {key: value for key, value in record.items() if type(value) in (int, float) and math.isfinite(value)}
+        numbers = {
+            key: float(value)
+            for key, value in record.items()
+            if type(value) in (int, float) and abs(value) <= _LARGEST  # which NaN is not
+        }
+        if numbers.get("epoch") != len(records) + 1:
+            break
         records.append(numbers)
     return records
 

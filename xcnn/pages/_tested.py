@@ -136,12 +136,13 @@ def mistakes(tested: Tested, classes: Sequence[str]) -> Content:
     parts: list[Any] = []
     if tested.metrics.confusion is not None:
         parts.append(element("h3", "The classes that are confused most"))
-        for one in explain.confused_pairs(tested.metrics.confusion, classes, _PAIRS):
-            i, j = classes.index(one.true), classes.index(one.predicted)
+        numbered = [str(k) for k in range(len(classes))]  # several classes may have the same name
+        for one in explain.confused_pairs(tested.metrics.confusion, numbered, _PAIRS):
+            i, j = int(one.true), int(one.predicted)
             these = [int(k) for k in wrong if labels[k] == i and said[k] == j]
             these.sort(key=lambda k: -certain[k])
             text = [
-                element("strong", name(one.true), " taken for ", name(one.predicted)),
+                element("strong", name(classes[i]), " taken for ", name(classes[j])),
                 f": {one.count:,} time{'s' * (one.count != 1)}, {one.share:.1%} of the images of this class.",
             ]
             parts.append(element("p", text))

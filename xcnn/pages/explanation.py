@@ -16,9 +16,9 @@ from xcnn.data.images import read_photo
 from xcnn.devices import to_numpy
 from xcnn.errors import ShapeError, UsageError, XcnnError, explained
 from xcnn.nn import Module
-from xcnn.pages._html import Content, Html, Section, bar, code, element, figure, listing, more, name, page, table
+from xcnn.pages._html import Content, Html, Section, bar, code, element, figure, listing, name, page, table
 from xcnn.pages._layers import layers_shown, statistics_table
-from xcnn.pages._pictures import HOT, SIGNED, grey, overlay, seen, signed
+from xcnn.pages._pictures import SIGNED, grey, overlay, seen, signed
 from xcnn.pages._words import METHODS, Method
 from xcnn.runs import Prediction, Restored
 from xcnn.training.feed import dtype_of, place
@@ -47,11 +47,13 @@ class Shown(NamedTuple):
     name : the file, or the data set with the index.
     answer : the most likely class, with its probability.
     truth : the true class; "" if it is not known.
+    inverted : whether it looks inverted against the training images.
     """
 
     name: str
     answer: str
     truth: str
+    inverted: bool = False
 
 
 def methods_named(names: Sequence[str] | None) -> dict[str, Attribution]:
@@ -59,6 +61,8 @@ def methods_named(names: Sequence[str] | None) -> dict[str, Attribution]:
     names = _DEFAULT if names is None else names
     if not isinstance(names, Sequence) or isinstance(names, str) or not all(isinstance(one, str) for one in names):
         raise UsageError(f"methods must be a list of names, got {_check.shown(names)}", setting="method")
+    if not names:
+        raise UsageError(f"methods must name at least one of {', '.join(explain.ATTRIBUTIONS)}", setting="method")
     try:
         return {one: find("method", one, explain.ATTRIBUTIONS) for one in names}
     except UsageError as error:
@@ -76,7 +80,7 @@ def explanation(
     methods: Sequence[str] | None = None,
     target: str | int | None = None,
     invert: bool = False,
-    source: str = "",
+    source: Sequence[str] = ("RUN",),
     tell: Callable[[str], object] = lambda message: None,
 ) -> list[Shown]:
     """Write a page on what a network answers for images, why, and what each of its layers sees.
@@ -93,7 +97,7 @@ def explanation(
         as `function(model, x, target)`; by default Grad-CAM, if the network has maps, and occlusion.
     target : the class whose score is explained, by name or index; by default the most likely one of each image.
     invert : whether to turn light into dark in the files.
-    source : the file of the network, as it is named on the page.
+    source : the words with which a command names the network, its file and flags such as `--data-dir`, for the page.
     tell : called with a sentence for what the page does not show.
 
     Returns
@@ -166,7 +170,7 @@ def _target(target: str | int | None, classes: Sequence[str]) -> int | None:
 def _shown(one: Prediction, classes: Sequence[str]) -> Shown:
     best = int(one.probabilities.argmax())
     answer = f"{classes[best]} {one.probabilities[best]:.4f}"
-    return Shown(one.name, answer, "" if one.truth is None else classes[one.truth])
+    return Shown(one.name, answer, "" if one.truth is None else classes[one.truth], one.inverted)
 
 
 class _Writer:
@@ -207,7 +211,9 @@ class _Writer:
             element("strong", name(self.classes[best])),
             f" with a probability of {_likely(float(one.probabilities[best]))}. ",
         ]
-        if truth is not None and truth == best:
+        if not np.isfinite(one.probabilities[best]):
+            said = ["The network gives no answer: its numbers are not finite, as after a training that diverged."]
+        elif truth is not None and truth == best:
             said.append("That is right.")
         elif truth is not None:
             said += [
@@ -248,8 +254,8 @@ class _Writer:
                 "p",
                 "Explained is the score of ",
                 element("strong", name(self.classes[target])),
-                ": the number of this class before all of them are made probabilities. Red speaks for it, blue against "
-                "it, white has no effect: ",
+                ": the number that the network computes for this class, before the numbers of all classes become "
+                "probabilities. Red speaks for the class, blue against it, white has no effect: ",
                 SIGNED,
             )
         ]
@@ -342,9 +348,12 @@ def _compared(values: np.ndarray, chance: np.ndarray) -> list[str]:
     said = "To compare, the network forgets what it has learned: its weights are drawn at random. "
     shared = _rank_correlation(values, chance)
     if shared is None:
-        return [said, "One of the two maps is the same everywhere, so there is no order of pixels to compare."]
-    alike = "hardly alike" if shared < 0.3 else "somewhat alike" if shared < 0.6 else "much alike"
+        which = "The map above" if values.min() == values.max() else "Its map"
+        return [said, f"{which} is the same everywhere, so there is no order of pixels to compare."]
+    alike = "rather reversed" if shared < -0.3 else "hardly alike" if shared < 0.3 else "somewhat alike"
+    alike = "much alike" if shared >= 0.6 else alike
     meaning = {
+        "rather reversed": "so this map depends on what was learned.",
         "hardly alike": "so this map depends on what was learned.",
         "somewhat alike": "so a part of this map comes from the image and the kind of network, whatever was learned.",
         "much alike": "so most of this map comes from the image and the kind of network, whatever was learned.",
@@ -384,7 +393,9 @@ def _careful() -> Html:
         "compare several, and trust what they agree on.",
         "A map that looks sensible may come from the image rather than from what was learned. Adebayo et al. (Sanity "
         "checks for saliency maps, 2018) therefore compare it with that of a network with random weights, as this page "
-        "does. That it differs is needed, but does not make it right.",
+        "does. The rank correlation is 1 if the pixels have the same order in both maps, 0 if the orders have nothing "
+        "to do with each other, and -1 if one is the reverse of the other. That the maps differ is needed, but does "
+        "not make them right.",
         "It explains this answer for this image, not how the network works in general.",
         "A probability near 1 does not mean that the answer is right, in particular for images unlike those of the "
         "training: the network has to choose one of its classes even if none is there.",
@@ -394,15 +405,14 @@ def _careful() -> Html:
 
 def _again(
     restored: Restored,
-    source: str,
+    source: Sequence[str],
     found: Sequence[Prediction],
     methods: Sequence[str] | None,
     target: str | int | None,
     invert: bool,
 ) -> Content:
     checkpoint = restored.checkpoint
-    words = ["xcnn", "explain", source or "RUN"]
-    words += [str(one.file) for one in found if one.file is not None]
+    words = ["xcnn", "explain", source[0], *(str(one.file) for one in found if one.file is not None), *source[1:]]
     if indices := [one.name.rpartition("-")[2] for one in found if one.file is None]:
         words += ["--index", ",".join(indices)]
     words += [] if methods is None else ["--method", ",".join(methods)]
@@ -417,9 +427,4 @@ def _again(
     return [
         listing(shlex.join(words)),
         table("What this page was computed with", ("", ""), known),
-        more(
-            "The colours",
-            element("p", "Maps: ", SIGNED, " from the largest number below zero over zero to the largest above it. "),
-            element("p", "Of one layer, all maps have the same scale, so that they can be compared: ", HOT),
-        ),
     ]

@@ -74,7 +74,7 @@ def report(
         try:
             found = tested(restored, watch)
         except XcnnError as error:
-            untested = f"There are no test results: {error}."
+            untested = f"There are no test results: {str(error).removeprefix('load: ')}."
             tell(untested)
         first, unknown = _first(restored, run.config, model)
         classes = wrong = note("Not shown, as there are no test results.")
@@ -132,11 +132,13 @@ def _result(restored: Restored, run: Run, network: str, found: Tested | None, un
         notes.append(note("The test images are not those of the run: they have changed since."))
     rows: list[tuple[Any, Any]] = [("network", code(network)), ("data set", name(restored.title))]
     if found is not None:
-        wrong = found.metrics.counted - (found.metrics.correct or 0)
+        samples, counted = found.metrics.samples, found.metrics.counted
+        wrong = counted - (found.metrics.correct or 0)
+        of = "" if counted == samples else f" of {counted:,} answers"  # some have no label, or each pixel has one
         rows += [
             ("test accuracy", element("strong", percent(found.metrics.accuracy))),
             ("test loss", f"{found.metrics.loss:.4f}"),
-            ("test images", f"{found.metrics.samples:,}, {wrong:,} of them classified wrongly"),
+            ("test images", f"{samples:,}; {wrong:,}{of} {'is' if wrong == 1 else 'are'} wrong"),
         ]
     rows += [
         ("weights", checkpoint.weights or "unknown"),
@@ -211,10 +213,9 @@ def _drawn(history: Sequence[dict[str, float]], chosen: int | None) -> Content:
     """Return the curves, a picture for each metric, so that they fit on a phone."""
     pictures = []
     for metric in ("loss", "accuracy"):
-        some = [
-            {key: one[key] for key in ("epoch", f"train_{metric}", f"val_{metric}") if key in one} for one in history
-        ]
-        if all(len(one) > 1 for one in some):
+        keys = [key for key in (f"train_{metric}", f"val_{metric}") if all(key in one for one in history)]
+        if keys:
+            some = [{key: one[key] for key in ("epoch", *keys)} for one in history]
             title = f"{metric.capitalize()} over the epochs"
             pictures.append(Html(plots.svg(plots.curves, some, title=title, chosen=chosen)))
     said = (

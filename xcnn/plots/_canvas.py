@@ -44,7 +44,10 @@ _READABLE = 30
 
 def host(caller: str, name: str, values: Any, *ndims: int) -> np.ndarray:
     """Return an array of any library in float64 on the host, after a check of its number of axes."""
-    array = np.asarray(to_numpy(values) if is_array(values) else values)
+    try:
+        array = np.asarray(to_numpy(values) if is_array(values) else values)
+    except ValueError:  # rows of different lengths
+        array = np.asarray(values, object)
     if array.dtype.kind not in "biuf":
         raise UsageError(f"{caller}: {name} must be an array of numbers, got {array.dtype}")
     if array.ndim not in ndims:
@@ -170,9 +173,11 @@ def fitted(text: str, width: float, size: float, bold: bool = False) -> str:
     text = printable(text)
     if width_of(text, size, bold) <= width:
         return text
-    while len(text) > 1 and width_of(text + "…", size, bold) > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    fits, longer = 1, len(text)  # how many letters fit, and how many do not
+    while longer - fits > 1:
+        half = (fits + longer) // 2
+        fits, longer = (half, longer) if width_of(text[:half] + "…", size, bold) <= width else (fits, half)
+    return text[:fits].rstrip() + "…"
 
 
 class Canvas:

@@ -199,8 +199,10 @@ def names_of(caller: str, classes: Sequence[str] | None, count: int) -> list[str
     return names
 
 
-def soft(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def soft(caller: str, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return exp(z - max z), and the probabilities."""
+    if not np.isfinite(scores).all():
+        raise UsageError(f"{caller}: scores must be finite, got {scores[~np.isfinite(scores)][0]}")
     powers = np.exp(scores - scores.max())
     return powers, powers / powers.sum()
 

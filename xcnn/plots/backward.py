@@ -52,7 +52,7 @@ def softmax_backward(
     name = "softmax_backward"
     z = host(name, "scores", scores, 1)
     names, truth = names_of(name, classes, z.size), truth_of(name, truth, z.size)
-    p = soft(z)[1]
+    p = soft(name, z)[1]
     y = np.zeros(z.size)
     y[truth] = 1
     dz = p - y

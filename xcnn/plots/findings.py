@@ -119,14 +119,15 @@ def confused_pairs(
         raise UsageError(f"{who}: pairs must be at least one pair of classes, got none")
     if images is not None and len(images) != len(pairs):
         raise UsageError(f"{who}: images must be {len(pairs)} arrays, one per pair, got {len(images)}")
-    canvas, most = Canvas(), max(pair.count for pair in pairs)
+    canvas, most = Canvas(), max(pair.count for pair in pairs) or 1
+    every, pairs = len(pairs), pairs[:_ROWS]
     left = min(3.9, max(width_of(_pair(pair), 9, True) for pair in pairs)) + 0.2
     step = 0.28 if images is None else 0.66
     canvas.text(0, -0.02, "true class → what the network says", 8, colour=GREY)
     words = [f"{pair.count:,}, {pair.share:.1%} of {pair.true}" for pair in pairs]
     ends = [1.5 * p.count / most + min(2.3, width_of(printable(w), 8)) for p, w in zip(pairs, words, strict=True)]
     beside = left + max(ends) + 0.3
-    for k, pair in enumerate(pairs[:_ROWS]):
+    for k, pair in enumerate(pairs):
         y = 0.18 + step * k + step / 2
         canvas.text(0, y, _pair(pair), 9, bold=True, most=left - 0.1)
         canvas.box(left, y - 0.08, 1.5 * pair.count / most, 0.16, COLOURS[1], None)
@@ -135,7 +136,8 @@ def confused_pairs(
             shown = host(who, "images", images[k], 4) if len(images[k]) else np.zeros((0, 1, 1, 1))
             for i, image in enumerate(shown[:5]):
                 _thumb(canvas, beside + 0.64 * i, y - 0.29, 0.58, image)
-    caption = (
+    caption = f"{len(pairs)} of {every:,} pairs. " if len(pairs) < every else ""
+    caption += (
         "A bar counts the test images of one class that the network takes for another one; the percentage says how "
         "many of all images of the true class these are. Pairs that look alike to you, too, are no surprise; others "
         "may be wrong labels, or too few examples of a kind."
@@ -183,11 +185,12 @@ def certain_mistakes(
         raise ShapeError(f"{who}: images, probabilities and labels must be equally many, got {came}")
     if p.shape[1] != len(classes) or not (true.min() >= 0 and true.max() < len(classes)):
         raise UsageError(f"{who}: labels and the columns of probabilities must be of the {len(classes)} classes")
+    every, shown, p, true = len(shown), shown[:_ROWS], p[:_ROWS], true[:_ROWS]
     canvas, side = Canvas(), 1.15
     columns = min(8, len(shown))
     lines = 1 if all(len(str(name)) < 12 for name in classes) else 2
     step = side + 0.2 + 0.16 * (2 * lines + 1)
-    for k in range(min(len(shown), _ROWS)):
+    for k in range(len(shown)):
         row, column = divmod(k, columns)
         x, y = column * (side + 0.14), row * step
         _thumb(canvas, x, y, side, shown[k])
@@ -202,7 +205,8 @@ def certain_mistakes(
                 canvas.text(x, down, part, 8, bold=bold, most=side)
                 down += 0.16
     right = int(sum(p[k].argmax() == true[k] for k in range(len(shown))))
-    caption = (
+    caption = f"The first {len(shown)} of {every:,}. " if len(shown) < every else ""
+    caption += (
         "The wrong answers of which the network was most certain. Look at each: is the label right? Would you have "
         "known? A network that is certain and wrong has learned something that does not hold."
     )

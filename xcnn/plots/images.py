@@ -162,13 +162,14 @@ def filters(weight: Any, path: str | Path, title: str = "", count: int = 64) -> 
     count = _check.integer("filters", "count", count)
     layer, weight = weight if isinstance(weight, tuple) else ("", weight)
     every = host("filters", "weight", weight, 3, 4)
+    coloured = every.ndim == 4 and every.shape[1] == 3  # the channels of signals are no colours
     size = "x".join(map(str, every.shape[2:]))
     every = every[..., None, :] if every.ndim == 3 else every
     outs, ins, kh, kw = every.shape
     chosen = _strongest(every, count)
     shown, canvas = every[chosen], Canvas()
     side = min(1.1, max(0.42, 0.09 * kw))
-    if ins in (1, 3):
+    if ins == 1 or coloured:
         tiles = _Tiles(canvas, 0, 0, side, max(side * kh / kw, 0.12), 0.16)
         most = float(np.max(np.abs(shown), initial=0.0, where=np.isfinite(shown)))
         for k, one in zip(chosen, shown, strict=True):
@@ -422,6 +423,8 @@ def maximized(
         [host(who, "images", one, 3, 4) for one in images] if not is_array(images) else [host(who, "images", images, 4)]
     )
     made = [one for part in several for one in (part if part.ndim == 4 else part[None])]
+    if not made:
+        raise UsageError(f"{who}: images must be at least one, got none")
     labels = [str(k) for k in range(len(made))] if labels is None else [str(label) for label in labels]
     if len(labels) != len(made):
         raise UsageError(f"{who}: labels must be {len(made)}, one per image, got {len(labels)}")

@@ -50,6 +50,7 @@ def network(model: Module, shape: Sequence[int], path: str | Path, depth: int | 
     if depth is not None:
         _check.integer("network", "depth", depth)
     shape = tuple(_check.integer("network", "shape", size) for size in shape)
+    canvas = Canvas(5.0)  # without Matplotlib, this raises the error that says so
     host, first = np.zeros((1, *shape), np.float32), next(iter(model.parameters()), None)
     found = trace(model, host if first is None else like(host, first.data))
     fields = receptive_fields(model, shape) if len(shape) > 1 else {}
@@ -58,21 +59,22 @@ def network(model: Module, shape: Sequence[int], path: str | Path, depth: int | 
     measure(root, edges)
     place(root, 0.0, 0.0)
     bends = wrap(root, edges)
-    canvas = Canvas(5.0)
     _start(canvas, root, shape, found, edges)
     _draw(canvas, root, outer=True)
     _connect(canvas, root, edges, bends)
     count = sum(math.prod(slot.data.shape) for slot in model.parameters())
-    return canvas.save("network", path, title or "The network", _caption(root, found, count, bool(fields)))
+    larger = any(size > side for field in fields.values() for size, side in zip(field.size, shape[1:], strict=True))
+    return canvas.save("network", path, title or "The network", _caption(root, found, count, bool(fields), larger))
 
 
-def _caption(root: Frame, found: Trace, count: int, fields: bool) -> str:
+def _caption(root: Frame, found: Trace, count: int, fields: bool, larger: bool) -> str:
     boxes = list(root.boxes())
     caption = (
         "Each box is a layer, with the shape of what it makes (channels x height x width) and its parameters, the "
     )
     caption += "numbers that it learns"
-    caption += '; "sees" is the part of the image that one of its numbers depends on. ' if fields else ". "
+    caption += '; "sees" is the part of the image that one of its numbers depends on' if fields else ""
+    caption += ", all of it if it is larger than the image. " if larger else ". "
     if any(_repeated(root)):
         caption += "Frames with × are blocks that come several times, one after the other. "
     if any(box.inside for box in boxes):

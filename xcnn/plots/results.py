@@ -8,6 +8,7 @@ import numpy as np
 
 from xcnn import _check
 from xcnn.errors import UsageError, explained
+from xcnn.plots._canvas import fitted
 from xcnn.plots._figure import COLOURS, figure, literal, save
 from xcnn.runs import Search
 from xcnn.training import LRFinder
@@ -37,6 +38,8 @@ def curves(history: Sequence[dict[str, Any]], path: str | Path, title: str = "",
     further = [name.removeprefix("val_") for record in history for name in record if name.startswith("val_")]
     panels = {name: _curves_of(name, history) for name in dict.fromkeys(["loss", "accuracy", *further])}
     panels = {name: lines for name, lines in panels.items() if lines}
+    if not panels:
+        raise UsageError("curves: history must have a metric, such as train_loss, in each of its records")
     drawn = figure(4.5 * len(panels), 3.6)
     epochs = [record["epoch"] for record in history]
     for axes, (name, lines) in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -45,6 +48,8 @@ def curves(history: Sequence[dict[str, Any]], path: str | Path, title: str = "",
         every = np.asarray([values for _, values in lines.values()])
         if every.min() > 0 and every.max() > _HIDES * np.median(every):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(_plain)
+            axes.yaxis.set_minor_formatter(_plain)
         if chosen is not None:
             axes.axvline(chosen, color="black", linewidth=1, linestyle=":", label=f"chosen: epoch {chosen}")
         axes.set_xlabel("epoch")
@@ -81,6 +86,12 @@ def lr_finder(result: LRFinder, path: str | Path, title: str = "") -> Path:
     return save("lr_finder", drawn, path, title)
 
 
+def _plain(value: float, place: int | None = None) -> str:
+    """Return the label of a tick of a logarithmic axis: 0.2 rather than a power of ten, and not for all of them."""
+    digits = f"{value:.0e}"
+    return f"{value:g}" if digits[0] in "125" else ""
+
+
 def _curves_of(name: str, history: Sequence[dict[str, Any]]) -> dict[str, tuple[str, list[Any]]]:
     """Return colour and values of a metric by the label of its line, for those that every record has."""
     found = {}
@@ -108,7 +119,8 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: str | Path, titl
         raise UsageError("confusion: classes must be at least one name, got none")
     counts = np.asarray(counts)
     _check.check_shape("confusion", (k, k), f"of {k} classes", counts=counts)
-    side = min(4.5 + 0.25 * k + 0.08 * max(len(name) for name in classes), 16)
+    names = [literal(fitted(str(name), 2.0, 10)) for name in classes]
+    side = min(4.5 + 0.25 * k + 0.08 * max(map(len, names)), 16)
     drawn = figure(side + 1, side)
     axes = drawn.subplots()
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -130,8 +142,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: str | Path, titl
         for i, j in zip(*np.nonzero(counts), strict=True):
             shade = "white" if share[i, j] > 0.5 * (1.0 if i == j else worst) else COLOURS[7]
             axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=8, color=shade)
-        long = any(len(name) > 3 for name in classes)
-        names = [literal(name) for name in classes]
+        long = any(len(name) > 3 for name in names)
         axes.set_xticks(range(k), names, rotation=90 if long else 0)
         axes.set_yticks(range(k), names)
     axes.set_xlabel("predicted class")
@@ -178,16 +189,17 @@ def prediction(
         if photo is not None:
             axes.set_title(name, fontsize=9)
     best = int(probabilities.argmax())
-    known = "" if truth is None else f" (true class: {truth})"
+    known = "" if truth is None else f" (true class: {fitted(truth, 2.0, 12)})"
     shown = np.sort(np.argsort(-probabilities, kind="stable")[:10])[::-1]
     colours = [COLOURS[0] if i == best else "#bbbbbb" for i in shown]
-    bars = right.barh([literal(classes[i]) for i in shown], probabilities[shown], color=colours)
+    bars = right.barh(range(len(shown)), probabilities[shown], color=colours)
+    right.set_yticks(range(len(shown)), [literal(fitted(classes[i], 2.0, 10)) for i in shown])
     right.bar_label(bars, labels=[f"{probabilities[i]:.3f}" for i in shown], padding=3, fontsize=8)
     right.set_xlim(0, 1.18)
     right.set_xticks([0, 0.5, 1])
     right.spines["bottom"].set_bounds(0, 1)  # the labels of the bars are beyond
     right.set_xlabel("probability")
-    return save("prediction", drawn, path, f"predicted: {classes[best]}{known}")
+    return save("prediction", drawn, path, f"predicted: {fitted(classes[best], 2.0, 12)}{known}")
 
 
 _STATES = {

@@ -209,7 +209,7 @@ def softmax(
     z = host("softmax", "scores", scores, 1)
     names = names_of("softmax", classes, z.size)
     truth = None if truth is None else truth_of("softmax", truth, z.size)
-    powers, p = soft(z)
+    powers, p = soft("softmax", z)
     shown, best = largest(p, truth), int(p.argmax())
     canvas = Canvas()
     table = Table(canvas, [names[k] for k in shown], ["score z", "exp(z - max)", "p"])
@@ -234,8 +234,9 @@ def softmax(
         "keeps exp from overflowing. "
     )
     if truth is not None:
+        loss = np.log(powers.sum()) - (z[truth] - z.max())  # also where p is too small for a number
         caption += (
-            f"The true class (green) has p = {number(p[truth])}; the loss is -log p = {number(-np.log(p[truth]))}: "
+            f"The true class (green) has p = {number(p[truth])}; the loss is -log p = {number(loss)}: "
             "zero if the network is certain and right, large if it is certain and wrong."
         )
     else:

@@ -95,7 +95,7 @@ class Checkpoint:
         """
         if self.training is not None:
             steps, history, within = (self.training.get(name) for name in ("steps", "history", "epoch"))
-            when = f"after {steps:,} steps" if isinstance(steps, int) else ""
+            when = f"after {steps:,} step{'s' * (steps != 1)}" if isinstance(steps, int) else ""
             if isinstance(history, list) and history and within is None:
                 when = f"of epoch {len(history)}"
             return ", ".join(filter(None, ("last", when, "averaged" * bool(self.average))))
@@ -247,6 +247,9 @@ def open_checkpoint(path: Path) -> tuple[Path, Checkpoint]:
     found = find_newest(folder) if path.is_dir() and not (path / BEST).exists() else None
     if found is not None:
         return step_path(folder, found[0]), found[1]
+    if path.is_dir() and not (path / BEST).exists() and (trials := sorted(path.glob(f"trial-*/{BEST}"))):
+        hint = f"name one of its trials, such as {trials[0].parent}; trials.csv says which is the best"
+        raise CheckpointError(f"{path} holds a search; {hint}")
     path = path / BEST if path.is_dir() else path
     if not path.exists() and (str(path) in models.MODELS or difflib.get_close_matches(str(path), PRETRAINED)):
         known = ", ".join(PRETRAINED)

@@ -195,7 +195,7 @@ class Checkpoints(Callback):
         if found is not None and found.training is not None:
             before = _options(trainer)
             trainer.load_state_dict(found.training)
-            tell(f"resuming from {self.newest}, after {trainer.steps:,} steps")
+            tell(f"resuming from {self.newest}, after {trainer.steps:,} step{'s' * (trainer.steps != 1)}")
             other = dict[str, None]()
             for old, new in zip(before, _options(trainer), strict=True):
                 other |= {f"{name} {new[name]}, not {old[name]}": None for name in old if old[name] != new[name]}

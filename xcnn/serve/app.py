@@ -64,7 +64,7 @@ def make_app(session: Session, port: int, tell: Callable[[str], object]) -> Guar
             came = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if came != kind:
                 raise HTTPException(415, f"the content type must be {kind}, got {shown(came)}")
-            view, body = _view(request.query_params.multi_items()), await request.body()
+            view, body = _view(request.query_params.multi_items(), len(session.classes)), await request.body()
             return Response(await run_in_threadpool(_packed, make, body, view), media_type=_BYTES)
 
         return endpoint
@@ -107,7 +107,7 @@ def _packed(make: Callable[[bytes, View], Answer], body: bytes, view: View) -> b
     return pack(*make(body, view))
 
 
-def _view(pairs: list[tuple[str, str]]) -> View:
+def _view(pairs: list[tuple[str, str]], classes: int) -> View:
     """Return the view that a query names: `layers=0,1,5:64&target=3&why=grad_cam`."""
     given = dict(pairs)
     if len(given) < len(pairs) or not given.keys() <= {"layers", "target", "why"}:
@@ -116,8 +116,8 @@ def _view(pairs: list[tuple[str, str]]) -> View:
     layers, target, why = given.get("layers", ""), given.get("target", ""), given.get("why", WHY[0])
     if layers and not _LAYERS.fullmatch(layers):
         raise UsageError(f"layers must be numbers such as 0,1,5:64, got {shown(layers)}")
-    if target and not re.fullmatch("[0-9]{1,6}", target, re.ASCII):
-        raise UsageError(f"target must be the number of a class, got {shown(target)}")
+    if target and not (re.fullmatch("[0-9]{1,6}", target, re.ASCII) and int(target) < classes):
+        raise UsageError(f"target must be the number of a class, below {classes}, got {shown(target)}")
     if why not in WHY:
         raise UsageError(f"why must be {', '.join(WHY)}, got {shown(why)}")
     counts = {}

@@ -27,7 +27,7 @@ _PER_SECOND, _BURST = 200.0, 400.0
 
 HEADERS = {
     "cache-control": "no-store",
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
@@ -138,20 +138,18 @@ class Guard:
 
     async def _body(self, path: str, receive: Receive) -> bytes | tuple[int, str]:
         """Return the body, or the status and a sentence if it does not come in time or is too long."""
-        parts: list[bytes] = []
-        total, limit = 0, _limit(path)
+        body, limit = bytearray(), _limit(path)
         try:
             async with asyncio.timeout(_BODY_SECONDS):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ConnectionError
-                    parts.append(message.get("body", b""))
-                    total += len(parts[-1])
-                    if total > limit:  # a body in chunks has no Content-Length
+                    body += message.get("body", b"")
+                    if len(body) > limit:  # a body in chunks has no Content-Length
                         return 413, f"the body is longer than {limit} bytes"
                     if not message.get("more_body", False):
-                        return b"".join(parts)
+                        return bytes(body)
         except TimeoutError:
             return 408, f"the body did not come within {_BODY_SECONDS:g} seconds"
 

@@ -20,6 +20,12 @@ __all__ = ["Server", "check", "serve"]
 _HEAD_SECONDS = 10.0
 """The longest that a connection may be open without a complete request head."""
 
+_CONNECTIONS = 64
+"""How many may be open; more are closed at once. A browser opens six."""
+
+_READ_SECONDS = 30.0
+"""The longest that an answer may wait for its client to read it."""
+
 _LAST_SECONDS = 1
 """How long the server waits for the end of what is being answered or refused, before it closes."""
 
@@ -101,7 +107,11 @@ def serve(session: Session, port: int = 8000, tell: Callable[[str], object] = pr
 
 def _bound(port: int) -> socket.socket:
     """Return a socket that is bound to a port of 127.0.0.1, before anything is announced."""
-    integer("serve", "port", port, 0, 65535)
+    try:
+        integer("serve", "port", port, 0, 65535)
+    except UsageError as error:
+        error.setting = "port"
+        raise
     # With the protocol named, asyncio sends every part of an answer at once. Otherwise a part waits up to 40 ms.
     made = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     with contextlib.suppress(OSError):
@@ -133,7 +143,11 @@ def _uvicorn(app: Any) -> Any:
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             self._patience: asyncio.TimerHandle | None = self.loop.call_later(_HEAD_SECONDS, self._too_slow)
+            self._unread: asyncio.TimerHandle | None = None
             self._refused = False
+            transport.set_write_buffer_limits(0)  # `pause_writing` is called as soon as anything waits
+            if len(self.connections) > _CONNECTIONS:
+                transport.abort()
 
         def data_received(self, data: bytes) -> None:
             if self._refused:
@@ -149,15 +163,25 @@ def _uvicorn(app: Any) -> Any:
                 self._patience = self.loop.call_later(_HEAD_SECONDS, self._too_slow)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            if self._patience is not None:
-                self._patience.cancel()
+            for timer in filter(None, (self._patience, self._unread)):
+                timer.cancel()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread = self.loop.call_later(_READ_SECONDS, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._unread is not None:
+                self._unread.cancel()
 
         def eof_received(self) -> bool | None:
             if self._refused:
                 return None
             if self._busy():
                 if not self.cycle.more_body:
+                    self.cycle.keep_alive = False
                     return True  # all has come; the answer is sent before the connection is closed
                 self.refuse(400, "the body is shorter than its Content-Length")
                 self.cycle.disconnected = True
@@ -210,5 +234,6 @@ def _uvicorn(app: Any) -> Any:
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=_LAST_SECONDS,
+        backlog=_CONNECTIONS,
     )
     return uvicorn.Server(config)

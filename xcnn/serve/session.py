@@ -3,7 +3,7 @@
 import math
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from xcnn._check import is_integer, number, shown
 from xcnn.data import Dataset, to_float
 from xcnn.devices import like, to_numpy
 from xcnn.errors import DataError, UsageError, XcnnError, printable
-from xcnn.explain import Trace, trace
+from xcnn.explain import Call, Trace, trace
+from xcnn.explain.receptive import fields_of_calls
 from xcnn.optim import SGD
 from xcnn.parameter import Parameter
 from xcnn.runs import Restored
@@ -89,7 +90,8 @@ class Session:
         border = about.statistics.get("border")
         self.light = not isinstance(border, float | int) or border < 0.5
         self.off: dict[str, set[int]] = {}
-        self.losses: list[float] = []
+        self.losses: list[float] = []  # before and after each step on the picture with the label, without other changes
+        self.label: int | None = None
         self.edited = False
         self._lock = threading.RLock()
         self._trained = self.model.state_dict()
@@ -111,7 +113,8 @@ class Session:
             wanted, came = f"(n, {len(self.classes)}), a score per class", tuple(scores.shape)
             raise UsageError(f"serve: the network must give {wanted}, got {came}")
         with self.device.active():
-            self._fields = explain.receptive_fields(self.model, self.shape)
+            fields = fields_of_calls(self.model, self.shape)
+        self._fields: list[Any] = [field for call, field in zip(self._run().calls, fields, strict=True) if call.leaf]
         self.look(View({}, 0))  # compiles what has to be compiled
 
     def about(self) -> dict[str, Any]:
@@ -125,16 +128,16 @@ class Session:
                 "light": self.light,
                 "side": SIDE,
                 "test": 0 if self.test is None else len(self.test),
-                "no_test": self.no_test,
                 "rate": {"most": MOST_RATE, "usual": 0.001},
                 "most": MOST_BYTES,
-                "device": self.device.name,
                 "layers": [self._row(call) for call in self._run().layers],
             }
 
     def look(self, view: View) -> Answer:
         """Return the picture, the maps of the layers in view, the scores, and the gradients of a score."""
         with self._lock, self.device.active():
+            if view.target is not None:
+                self._class(view.target)
             calls = self._run().layers
             arrays: list[tuple[dict[str, Any], Array]] = [({"kind": "x"}, self._x[0])]
             scores = self._run().y
@@ -142,16 +145,22 @@ class Session:
                 arrays.append(({"kind": kind}, to_numpy(output)[0]))
             asked = {at: count for at, count in view.layers.items() if self._drawn(calls, at)}
             arrays += [self._maps("y", at, calls[at].y, count) for at, count in asked.items()]
+            unexplained = ""
             if view.target is not None:
-                arrays += self._why(view, asked)
+                try:
+                    arrays += self._why(view, asked)
+                except XcnnError as error:  # such as a network without maps, for Grad-CAM
+                    unexplained = str(error)
             header = {
                 "version": self._version,
                 "name": self._name,
                 "truth": self._truth,
                 "target": view.target,
+                "unexplained": unexplained,
                 "off": {name: sorted(channels) for name, channels in self.off.items()},
                 "edited": self.edited,
                 "losses": self.losses,
+                "label": self.label,
             }
             return header, arrays
 
@@ -192,19 +201,20 @@ class Session:
             if not 0 <= index < len(self.test):
                 raise UsageError(f"index must be from 0 to {len(self.test) - 1}, got {index}")
             x, y = self.test.gather(np.asarray([index]))
-            return self._show(to_float(x)[0], f"test image {index}", int(y[0]), view)
+            label = y[0] if np.ndim(y[0]) == 0 and np.asarray(y).dtype.kind in "iu" else -1  # or shares of classes
+            return self._show(to_float(x)[0], f"test image {index}", int(label) if label >= 0 else None, view)
 
     def switch(self, layer: int, channel: int, off: bool, view: View) -> Answer:
         """Switch a channel of a layer off or on again."""
         with self._lock:
             call = self._layer(layer)
-            if not is_array(call.y) or not 0 <= channel < call.y.shape[1]:
-                count = call.y.shape[1] if is_array(call.y) else 0
-                raise UsageError(f"channel must be from 0 to {count - 1}, got {channel}")
-            channels = self.off.setdefault(call.name, set())
-            (channels.add if off else channels.discard)(channel)
-            if not channels:
-                del self.off[call.name]
+            if not call.name or not _sizes(call):
+                raise UsageError(f"{type(call.module).__name__} has no channels that can be switched off")
+            if not 0 <= channel < _sizes(call)[0]:
+                raise UsageError(f"channel must be from 0 to {_sizes(call)[0] - 1}, got {channel}")
+            channels = self.off.get(call.name, set()) - {channel} | ({channel} if off else set())
+            self.off.pop(call.name, None)
+            self.off |= {call.name: channels} if channels else {}
             return self._changed(view)
 
     def edit(self, layer: int, parameter: str, index: tuple[int, ...], value: float, view: View) -> Answer:
@@ -252,23 +262,23 @@ class Session:
             if not all(map(math.isfinite, came)) or not _is_finite(slots):
                 self.model.load_state_dict(before)
                 raise UsageError(f"with a learning rate of {lr:g} the loss is no longer finite; take a smaller one")
-            self.losses += came if not self.losses else came[1:] if self.losses[-1] == came[0] else came
-            self.losses, self.edited = self.losses[-100:], True
-            return self._changed(view)
+            earlier = self.losses if label == self.label else []
+            self.label, self.edited = label, True
+            return self._changed(view, [*(earlier or came[:1]), came[1]][-100:])
 
     def reset(self, view: View) -> Answer:
         """Undo every change: the trained weights, and all channels on."""
         with self._lock:
             self.model.load_state_dict(self._trained)
-            self.off, self.losses, self.edited = {}, [], False
+            self.off, self.edited = {}, False
             return self._changed(view)
 
     def neuron(self, layer: int, index: tuple[int, ...]) -> Answer:
         """Return the value of a neuron, its receptive field, and what feeds it; see `neuron.feeds`."""
         with self._lock:
             call = self._layer(layer)
-            sizes = tuple(call.y.shape[1:]) if is_array(call.y) else ()
-            if len(index) != len(sizes) or not all(0 <= i < size for i, size in zip(index, sizes, strict=True)):
+            sizes = _sizes(call)
+            if not sizes or len(index) != len(sizes) or not all(0 <= i < n for i, n in zip(index, sizes, strict=True)):
                 raise UsageError(f"index must be a place in {sizes}, got {list(index)}")
             what, arrays = feeds(call, index)
             header = {
@@ -276,7 +286,7 @@ class Session:
                 "layer": layer,
                 "index": list(index),
                 "value": float(to_numpy(call.y)[0][index]),
-                "field": self._field(call.name, index),
+                "field": [[part.start, part.stop] for part in self._fields[layer].window(index)],
                 "feeds": what,
                 "off": index[0] in self.off.get(call.name, ()),
             }
@@ -292,8 +302,8 @@ class Session:
         self._x, self._name, self._truth = np.ascontiguousarray(image[None]), name, truth
         return self._changed(view)
 
-    def _changed(self, view: View) -> Answer:
-        self._version, self._trace = self._version + 1, None
+    def _changed(self, view: View, losses: Sequence[float] = ()) -> Answer:
+        self._version, self._trace, self.losses = self._version + 1, None, list(losses)
         return self.look(view)
 
     def _input(self) -> Any:
@@ -322,10 +332,10 @@ class Session:
 
     def _drawn(self, calls: list[Any], layer: int) -> bool:
         """Return whether a layer has maps (1, c, h, w), or a vector (1, k), that the page can draw."""
-        return 0 <= layer < len(calls) and is_array(calls[layer].y) and calls[layer].y.ndim in (2, 4)
+        return 0 <= layer < len(calls) and len(_sizes(calls[layer])) in (1, 3)
 
     def _row(self, call: Any) -> dict[str, Any]:
-        shape = list(call.y.shape[1:]) if is_array(call.y) else []
+        shape = list(_sizes(call))
         own = [slot for name, slot in call.module.named_parameters()]
         pixels = math.prod(shape[1:])
         return {
@@ -344,10 +354,12 @@ class Session:
         return {"kind": kind, "layer": layer, "low": ends[0], "high": ends[1]}, maps[:count]
 
     def _why(self, view: View, asked: Mapping[int, int]) -> list[tuple[dict[str, Any], Array]]:
-        target = self._class(view.target)  # type: ignore[arg-type]
+        target: Any = view.target
         with self.device.active():
             if view.why != "gradient":
                 found = getattr(explain, view.why)(self.model, self._input(), target)
+                if found.ndim != 3:
+                    raise UsageError(f"{view.why}: the network has no layer with maps of the picture")
                 found = explain.upsample(found, self.shape[1:]) if view.why == "grad_cam" else found
                 return [({"kind": "why"}, to_numpy(found)[0])]
             run: Any = self._traced()
@@ -358,9 +370,10 @@ class Session:
         calls = run.layers
         return arrays + [self._maps("dy", p, calls[p].dy, n) for p, n in asked.items() if is_array(calls[p].dy)]
 
-    def _field(self, name: str, index: tuple[int, ...]) -> list[list[int]]:
-        """Return the rows and columns (start, stop) of the picture on which a neuron depends."""
-        return [[part.start, part.stop] for part in self._fields[name].window(index)]
+
+def _sizes(call: Call) -> tuple[int, ...]:
+    """Return the shape of the output of a layer without the batch axis, empty if it is not one array of an example."""
+    return tuple(call.y.shape[1:]) if is_array(call.y) and call.y.shape[:1] == (1,) else ()
 
 
 def _is_finite(slots: Mapping[str, Parameter]) -> bool:

@@ -9,11 +9,15 @@ const FEW = 20; // classes that are all listed
 const TOP = 10; // of more, the most probable
 
 const get = (id) => document.getElementById(id);
-const network = await about();
+const ABOUT_STEPS = get("losses").textContent;
+const network = await about().catch((error) => {
+  failed(`The network cannot be shown: ${error.message}.`);
+  throw error;
+});
 const state = { target: null, why: "gradient", neuron: null, last: null, order: [] };
 
 get("title").textContent = `${network.title} on ${network.dataset || "its images"}`;
-const layers = new Layers(get("rows"), network.layers, choose, () => server.look());
+const layers = new Layers(get("rows"), network.layers, choose, () => server.look(), () => get("close").focus());
 const server = new Server(view, shown, found, failed);
 const neuron = new Neuron(get("neuron"), network.layers, get("input").firstChild, (name, body) => server.change(name, body));
 const pad = new Pad(get("pad"), network.side, network.light, (ink, since) => server.draw(ink, since), (text) => (get("said").textContent = text));
@@ -33,13 +37,14 @@ function failed(sentence) {
 /** Shows an answer: the picture, the scores, the maps. */
 function shown({ header, arrays }, name) {
   if (name !== "look") get("error").hidden = true;
+  if (name === "example" && header.truth !== null) get("label").value = header.truth;
   state.last = { header, arrays };
   const of = Object.fromEntries(arrays.filter((one) => one.layer === undefined).map((one) => [one.kind, one]));
   paintImage(get("input").firstChild, of.x.data, of.x.shape);
   const truth = header.truth === null ? "" : ` (${network.classes[header.truth]})`;
   get("name").textContent = header.name + truth;
   get("input").firstChild.ariaLabel = `the input of the network, ${of.x.shape.join(" by ")}: ${header.name}${truth}`;
-  explain(of);
+  explain(of, header);
   classes(of.probabilities.data, of.scores.data);
   layers.draw(arrays, header.off);
   changes(header);
@@ -47,9 +52,10 @@ function shown({ header, arrays }, name) {
 }
 
 /** Draws what explains the class over the picture: the gradient at the pixels, or a map. */
-function explain({ dx, why }) {
+function explain({ dx, why }, { target, unexplained }) {
   const over = get("over");
   over.hidden = !dx && !why;
+  if (target === state.target && target !== null) get("why-text").textContent = unexplained || `${network.classes[target]}: ${TEXT[state.why]}`;
   if (over.hidden) return;
   const [h, w] = network.shape.slice(1);
   let { data } = dx ?? why;
@@ -57,7 +63,7 @@ function explain({ dx, why }) {
     data = data.slice(0, h * w).map((_, i) => data[i] + data[h * w + i] + data[2 * h * w + i]);
   }
   paintOver(over, data, h, w);
-  over.ariaLabel = `${state.why.replace("_", "-")} of ${network.classes[state.target]} over the picture`;
+  over.ariaLabel = `${dx ? "gradient" : state.why.replace("_", "-")} of ${network.classes[target]} over the picture`;
 }
 
 const TEXT = {
@@ -69,41 +75,48 @@ const TEXT = {
 let quiet = 0;
 
 function classes(probabilities, scores) {
-  const many = network.classes.length > FEW;
   const all = [...network.classes.keys()];
-  const order = many ? all.sort((a, b) => probabilities[b] - probabilities[a]).slice(0, TOP) : all;
-  if (order.length !== state.order.length || many) listClasses(order);
-  state.order = order;
-  order.forEach((k, place) => {
-    const button = get("classes").children[place].firstChild;
-    const [, bar, share] = button.children;
-    bar.firstChild.style.width = `${probabilities[k] * 100}%`;
-    share.textContent = `${(probabilities[k] * 100).toFixed(1)} %`;
+  if (all.length > FEW) {
+    all.sort((a, b) => probabilities[b] - probabilities[a]);
+    if (state.target !== null && all.indexOf(state.target) >= TOP) all[TOP - 1] = state.target; // it stays in the list
+    all.length = TOP;
+  }
+  state.order = all;
+  const list = get("classes");
+  while (list.children.length < all.length) list.append(classButton(list.children.length));
+  all.forEach((k, place) => {
+    const button = list.children[place].firstChild;
+    const [name, bar, share] = button.children;
+    name.textContent = network.classes[k];
+    bar.firstChild.style.width = `${probabilities[k] * 100 || 0}%`;
+    share.textContent = percent(probabilities[k]);
     button.title = `${network.classes[k]}, score ${scores[k].toFixed(3)}`;
     button.ariaPressed = String(k === state.target);
   });
   const best = probabilities.indexOf(probabilities.reduce((a, b) => Math.max(a, b)));
-  const said = state.last.header.name === "nothing drawn yet" ? "Draw something." : `${network.classes[best]}, ${(probabilities[best] * 100).toFixed(1)} %`;
+  let said = best < 0 ? "The scores are not finite." : `${network.classes[best]}, ${percent(probabilities[best])}`;
+  if (state.last.header.name === "nothing drawn yet") said = "Draw something.";
   clearTimeout(quiet); // screen readers hear the result, not every movement
   quiet = setTimeout(() => {
     if (get("said").textContent !== said) get("said").textContent = said;
   }, 150);
 }
 
-function listClasses(order) {
-  get("classes").replaceChildren(
-    ...order.map((k) => {
-      const item = element("li");
-      const button = element("button");
-      button.type = "button";
-      const bar = element("span", "", "bar");
-      bar.append(element("span"));
-      button.append(element("span", network.classes[k], "name"), bar, element("span", "", "share"));
-      button.addEventListener("click", () => target(k === state.target ? null : k));
-      item.append(button);
-      return item;
-    }),
-  );
+function percent(share) {
+  return Number.isFinite(share) ? `${(share * 100).toFixed(1)} %` : "–";
+}
+
+/** Makes the button at a place of the list; which class it is for may change. */
+function classButton(place) {
+  const item = element("li");
+  const button = element("button");
+  button.type = "button";
+  const bar = element("span", "", "bar");
+  bar.append(element("span"));
+  button.append(element("span", "", "name"), bar, element("span", "", "share"));
+  button.addEventListener("click", () => target(state.order[place] === state.target ? null : state.order[place]));
+  item.append(button);
+  return item;
 }
 
 /** Explains the score of a class, or none. */
@@ -114,17 +127,31 @@ function target(k) {
   choice.disabled = !gradients;
   document.querySelector(`[name=show][value=${gradients ? "dy" : "y"}]`).checked = true;
   layers.mode = gradients ? "dy" : "y";
-  get("why-text").textContent = k === null ? "" : `${network.classes[k]}: ${TEXT[state.why]}`;
+  if (k === null) get("why-text").textContent = "";
   if (gradients) layers.flow();
   server.look();
 }
 
-function changes({ off, edited, losses }) {
+function changes({ off, edited, losses, label }) {
   const count = Object.values(off).flat().length;
   const parts = [edited && "weights are changed", count && `${count} ${count === 1 ? "channel is" : "channels are"} off`].filter(Boolean);
   get("changes").textContent = parts.length ? `Not the trained network: ${parts.join(", ")}.` : "";
   get("reset").disabled = !parts.length;
-  if (losses.length) get("losses").textContent = `Loss on this picture: ${losses.slice(-6).map((one) => one.toPrecision(3)).join(" → ")}`;
+  const said = losses.length ? lossWords(losses, network.classes[label]) : [ABOUT_STEPS];
+  const text = said.map((part) => part.textContent ?? part).join("");
+  if (get("losses").textContent !== text) get("losses").replaceChildren(...said);
+}
+
+/** Says what the last step did to the loss, and what all have done. */
+function lossWords(losses, name) {
+  const [before, after] = losses.slice(-2);
+  const what = after < before ? `${percent((before - after) / before)} lower` : after > before ? "higher: the step was too large" : "as before: there is nothing left to learn here, so try another label";
+  const all = losses.length > 2 ? ` All steps: ${losses.slice(-8).map(short).join(" → ")}.` : "";
+  return [element("strong", `Loss ${short(before)} → ${short(after)}`), ` for this picture as ${name}: ${what}.${all}`];
+}
+
+function short(loss) {
+  return loss >= 0.001 || loss === 0 ? String(Number(loss.toPrecision(3))) : loss.toExponential(1);
 }
 
 /** Chooses a neuron; screen readers hear of those that keys have chosen. */
@@ -152,18 +179,18 @@ function gradient({ layer, index, version }) {
   return maps.data[place] ?? null;
 }
 
-get("close").addEventListener("click", () => {
+function close() {
   state.neuron = null;
+  if (get("neuron").contains(document.activeElement)) layers.back();
   layers.release();
   document.body.classList.remove("sheet");
   get("neuron").hidden = get("field").hidden = true;
-});
+}
 
+get("close").addEventListener("click", close);
+get("neuron").addEventListener("keydown", (event) => event.key === "Escape" && layers.back());
 get("clear").addEventListener("click", () => pad.clear());
-get("reset").addEventListener("click", () => {
-  server.change("reset", {});
-  get("losses").textContent = "Everything is as trained again.";
-});
+get("reset").addEventListener("click", () => server.change("reset", {}));
 
 for (const input of document.querySelectorAll("[name=why]")) {
   input.addEventListener("change", () => {
@@ -198,9 +225,16 @@ function photo(file) {
 if (network.test) {
   get("random").addEventListener("click", () => example(null));
   get("index").max = network.test - 1;
-  get("index").addEventListener("change", () => get("index").validity.valid && get("index").value && example(get("index").valueAsNumber));
+  get("index").addEventListener("change", () => {
+    const { validity, valueAsNumber, max } = get("index");
+    if (validity.valid && !Number.isNaN(valueAsNumber)) example(valueAsNumber);
+    else failed(`The test images have the numbers 0 to ${max}.`);
+  });
 } else get("random").hidden = get("index-label").hidden = true;
-get("photo").addEventListener("change", (event) => event.target.files.length && photo(event.target.files[0]));
+get("photo").addEventListener("change", ({ target: input }) => {
+  if (input.files.length) photo(input.files[0]);
+  input.value = ""; // so that the same file can be chosen again
+});
 addEventListener("dragover", (event) => {
   event.preventDefault();
   document.body.classList.add("drop");

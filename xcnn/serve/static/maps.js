@@ -88,9 +88,9 @@ export function element(name, text = "", className = "") {
 const number = (value) => (Number.isFinite(value) ? Number(value.toPrecision(3)).toString() : "not finite");
 
 export class Layers {
-  /** chosen(layer, index, kept) is called for a neuron, seen() when other layers have come into view. */
-  constructor(list, layers, chosen, seen) {
-    Object.assign(this, { layers, chosen, seen });
+  /** chosen(layer, index, byKey) is called for a neuron, seen() when other layers come into view, onward() by Enter. */
+  constructor(list, layers, chosen, seen, onward) {
+    Object.assign(this, { layers, chosen, seen, onward });
     this.mode = "y";
     this.visible = new Set();
     this.marker = element("span", "", "cell");
@@ -148,7 +148,7 @@ export class Layers {
     const { layer } = row;
     const { h, w } = this.#grid(layer);
     const vector = layer.shape.length === 1;
-    const wide = vector ? w * 10 : Math.max(40, Math.min(72, w * 2.4)) * Math.sqrt(w / h);
+    const wide = vector ? w * Math.max(10, Math.min(24, 320 / w)) : Math.max(40, Math.min(72, w * 2.4)) * Math.sqrt(w / h);
     for (let channel = row.buttons.length; channel < (vector ? 1 : row.count); channel++) {
       const button = element("button", "", "map");
       button.type = "button";
@@ -205,7 +205,7 @@ export class Layers {
       this.#choose(row, button, at);
       return;
     }
-    if (this.inside) return this.#leave(); // a key: into the map, at its middle, or out again
+    if (this.inside) return this.onward(); // a key: into the map, at its middle, and then on to its panel
     const { h, w } = this.#grid(row.layer);
     this.inside = { button, channel, row: Math.floor((h - 1) / 2), column: Math.floor((w - 1) / 2) };
     button.classList.add("inside");
@@ -216,6 +216,11 @@ export class Layers {
   #leave() {
     this.inside?.button.classList.remove("inside");
     this.inside = null;
+  }
+
+  /** Moves the focus from the panel of a neuron back to its map. */
+  back() {
+    this.marker.parentElement?.focus();
   }
 
   release() {

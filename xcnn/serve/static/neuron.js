@@ -26,13 +26,12 @@ export class Neuron {
     const key = `${layer}/${index[0]}/${feeds.kind}`;
     if (this.layer !== layer) this.channel = null;
     this.layer = layer;
-    const typing = this.body.contains(document.activeElement) && document.activeElement.matches("input, select");
-    if (typing && key === this.key) return this.#refresh();
+    if (key !== this.key) this.#build();
     this.key = key;
-    this.#build();
+    this.#refresh();
   }
 
-  #head() {
+  #where() {
     const { header } = this.answer;
     const { name, kind, shape } = this.layers[header.layer];
     const [c, row, column] = header.index;
@@ -42,42 +41,42 @@ export class Neuron {
 
   #build() {
     const { header } = this.answer;
-    const { feeds, field } = header;
+    this.where = element("p");
     this.value = element("p", "", "value");
-    this.value.ariaLive = this.spoken ? "polite" : "off";
-    const off = element("button", shapeWord(this.layers[header.layer]));
-    off.type = "button";
-    off.id = "off";
-    off.ariaPressed = String(header.off);
-    off.addEventListener("click", () => {
-      this.change("switch", { layer: header.layer, channel: header.index[0], off: !this.answer.header.off });
+    this.off = element("button", shapeWord(this.layers[header.layer]));
+    this.off.type = "button";
+    this.off.id = "off";
+    this.off.addEventListener("click", () => {
+      const { layer, index, off } = this.answer.header;
+      this.change("switch", { layer, channel: index[0], off: !off });
     });
-    const sees = element("p", "", "small");
-    const empty = field.some(([from, to]) => from === to);
-    sees.textContent = !empty
-      ? `It depends on rows ${field[0][0]} to ${field[0][1] - 1} and columns ${field[1][0]} to ${field[1][1] - 1} of the picture, which are framed.`
-      : "It depends on no pixel: it sees only padding.";
+    this.sees = element("p", "", "small");
     this.parts = element("div");
+    this.shown = null;
     const top = element("div", "", "row top");
-    top.append(this.value, off);
+    top.append(this.value, this.off);
     this.sight = element("div", "", "sight"); // the picture again, as it may be out of view
     this.sight.append(document.createElement("canvas"), element("span", "", "cell"));
     this.sight.ariaHidden = "true";
-    this.sight.hidden = empty;
-    this.body.replaceChildren(this.sight, element("p", this.#head()), top, sees, this.parts);
-    this.#refresh(true);
+    this.body.replaceChildren(this.sight, this.where, top, this.sees, this.parts);
   }
 
-  /** Writes the numbers; the fields for weights are made anew unless someone is typing in them. */
-  #refresh(anew = false) {
+  /** Writes the numbers; what has the focus stays. */
+  #refresh() {
     const { header } = this.answer;
+    const { field } = header;
     const slope = this.gradient === null ? "" : `, gradient ${number(this.gradient)}`;
+    this.where.textContent = this.#where();
+    this.value.ariaLive = this.spoken ? "polite" : "off";
     this.value.textContent = `${number(header.value, 4)}${header.off ? " (switched off)" : ""}${slope}`;
+    this.off.ariaPressed = String(header.off);
+    this.sight.hidden = field.some(([from, to]) => from === to);
+    this.sees.textContent = this.sight.hidden
+      ? "It depends on no pixel: it sees only padding."
+      : `It depends on rows ${field[0][0]} to ${field[0][1] - 1} and columns ${field[1][0]} to ${field[1][1] - 1} of the picture, which are framed.`;
     this.#look();
-    const off = this.body.querySelector("#off");
-    off.ariaPressed = String(header.off);
-    if (header.feeds.kind === "conv") this.#conv(anew);
-    else if (header.feeds.kind === "linear") this.#linear(anew);
+    if (header.feeds.kind === "conv") this.#conv();
+    else if (header.feeds.kind === "linear") this.#linear();
     else this.parts.replaceChildren(...this.#others());
   }
 
@@ -90,11 +89,10 @@ export class Neuron {
     place(frame, this.answer.header.field, height, width);
   }
 
-  #input(label, value, send) {
+  #input(label, send) {
     const field = element("input");
     field.type = "text";
     field.inputMode = "decimal";
-    field.value = plain(value, 3);
     field.ariaLabel = label;
     field.addEventListener("change", () => {
       const wanted = Number(field.value.replace(",", ".").replace("−", "-"));
@@ -108,106 +106,124 @@ export class Neuron {
     this.change("edit", { layer: this.answer.header.layer, parameter, index, value });
   }
 
-  #conv(anew) {
+  /** Returns in words what the products are together. */
+  #total(products) {
+    const { off, feeds } = this.answer.header;
+    const that = off ? "that would be the value if it were on" : "that is the value";
+    return `All ${products.length} products together are ${number(sum(products), 4)}; ${feeds.bias === null ? "" : "with the bias "}${that}.`;
+  }
+
+  #held() {
+    return this.parts.contains(document.activeElement);
+  }
+
+  #conv() {
     const { header, arrays } = this.answer;
     const { window: seen, weight, products } = arrays;
     const [channels, h, w] = weight.shape;
-    const part = (array, k) => array.data.subarray(k * h * w, (k + 1) * h * w);
-    const sums = Array.from({ length: channels }, (_, k) => sum(part(products, k)));
-    const strongest = sums.reduce((best, one, k) => (Math.abs(one) > Math.abs(sums[best]) ? k : best), 0);
-    const k = this.channel !== null && this.channel < channels ? this.channel : strongest;
-    const { first, start, dilation, bias } = header.feeds;
-    const total = sum(sums);
-    const words = `All ${products.data.length} products together are ${number(total, 4)}; with the bias that is the value.`;
-    const outside = (y, x) =>
-      [y, x].some((tap, axis) => {
-        const at = start[axis] + tap * dilation[axis];
-        return at < 0 || at >= header.feeds.size[axis];
+    const part = (array) => array.data.subarray(k * h * w, (k + 1) * h * w);
+    const sums = Array.from({ length: channels }, (_, i) => sum(products.data.subarray(i * h * w, (i + 1) * h * w)));
+    const strongest = sums.reduce((best, one, i) => (Math.abs(one) > Math.abs(sums[best]) ? i : best), 0);
+    const k = this.channel ?? (this.shown !== null && this.#held() ? this.shown : strongest);
+    const { first, start, dilation, bias, size } = header.feeds;
+    if (this.shown === null) {
+      this.select = element("select");
+      this.select.id = "channel";
+      sums.forEach((_, i) => this.select.append(new Option("", i)));
+      this.select.addEventListener("change", () => {
+        this.channel = Number(this.select.value);
+        this.#refresh();
       });
-    if (!anew && this.shownChannel === k) {
-      this.cells.seen.forEach((cell, i) => fill(cell, part(seen, k)[i], peak(seen.data)));
-      this.cells.products.forEach((cell, i) => fill(cell, part(products, k)[i], peak(products.data)));
-      this.words.textContent = words;
-      return;
+      const label = element("label", "Sum of the products of ");
+      label.append(this.select);
+      const send = (y, x) => (wanted) => this.#edit("weight", [this.answer.header.index[0], this.shown, y, x], wanted);
+      this.grids = [grid("window", h, w), grid("× filter", h, w, (y, x) => this.#input(`weight in row ${y}, column ${x}`, send(y, x))), grid("= products", h, w)];
+      const row = element("div", "", "sums");
+      row.append(...this.grids.map(({ box }) => box));
+      this.words = element("p", "", "small");
+      this.parts.replaceChildren(label, row, this.words, ...this.#bias(bias));
     }
-    this.shownChannel = k;
-    const select = element("select");
-    select.id = "channel";
-    sums.forEach((one, i) => select.append(new Option(`input channel ${first + i}: ${number(one)}`, i, i === k, i === k)));
-    select.addEventListener("change", () => {
-      this.channel = Number(select.value);
-      this.#refresh(true);
-      this.body.querySelector("#channel").focus();
+    this.shown = k;
+    sums.forEach((one, i) => (this.select.options[i].text = `input channel ${first + i}: ${number(one)}`));
+    this.select.value = k;
+    const [left, middle, right] = this.grids.map(({ cells }) => cells);
+    part(seen).forEach((value, i) => {
+      fill(left[i], value, peak(seen.data));
+      const at = [Math.floor(i / w), i % w].map((tap, axis) => start[axis] + tap * dilation[axis]);
+      left[i].classList.toggle("out", at.some((one, axis) => one < 0 || one >= size[axis]));
     });
-    const label = element("label", "Sum of the products of ");
-    label.append(select);
-    const grids = element("div", "", "sums");
-    const left = grid("window", h, w, part(seen, k), peak(seen.data), outside);
-    const right = grid("= products", h, w, part(products, k), peak(products.data));
-    const middle = grid("× filter", h, w, part(weight, k), peak(weight.data), null, (value, y, x) =>
-      this.#input(`weight in row ${y}, column ${x}`, value, (wanted) => this.#edit("weight", [header.index[0], k, y, x], wanted)),
-    );
-    this.cells = { seen: left.cells, products: right.cells };
-    grids.append(left.box, middle.box, right.box);
-    this.words = element("p", words, "small");
-    this.parts.replaceChildren(label, grids, this.words, this.#bias(bias));
+    part(weight).forEach((value, i) => write(middle[i].firstChild, value));
+    part(products).forEach((value, i) => fill(right[i], value, peak(products.data)));
+    this.words.textContent = this.#total(products.data);
+    if (bias !== null) write(this.biasField, bias);
   }
 
+  /** Returns the line of the bias, if there is one. */
   #bias(value) {
+    if (value === null) return [];
     const label = element("label", "Bias ");
-    label.append(this.#input("bias", value, (wanted) => this.#edit("bias", [this.answer.header.index[0]], wanted)));
-    const box = element("p");
-    box.append(label);
-    return box;
+    this.biasField = this.#input("bias", (wanted) => this.#edit("bias", [this.answer.header.index[0]], wanted));
+    label.append(this.biasField);
+    return [label];
   }
 
-  #linear(anew) {
+  #linear() {
     const { header, arrays } = this.answer;
     const { window: seen, weight, products } = arrays;
-    if (anew) {
-      this.order = [...products.data.keys()].sort((a, b) => Math.abs(products.data[b]) - Math.abs(products.data[a])).slice(0, MOST);
+    const { data } = products;
+    if (this.shown === null || !this.#held()) {
+      this.order = [...data.keys()].sort((a, b) => Math.abs(data[b]) - Math.abs(data[a])).slice(0, MOST);
+    }
+    if (this.shown === null) {
+      this.shown = 0;
       const table = element("table");
       const head = element("tr");
       for (const text of ["input", "value", "× weight", "= product"]) head.append(element("th", text));
       table.append(head);
-      this.cells = this.order.map((i) => {
+      this.cells = this.order.map((_, at) => {
         const row = element("tr");
-        const cells = [element("td"), element("td")];
-        const field = element("td");
-        field.append(this.#input(`weight of input ${i}`, weight.data[i], (wanted) => this.#edit("weight", [header.index[0], i], wanted)));
-        row.append(element("th", String(i)), cells[0], field, cells[1]);
+        const cells = [element("th"), element("td"), element("td"), element("td")];
+        cells[2].append(this.#input("", (wanted) => this.#edit("weight", [this.answer.header.index[0], this.order[at]], wanted)));
+        row.append(...cells);
         table.append(row);
         return cells;
       });
       this.words = element("p", "", "small");
-      this.parts.replaceChildren(element("p", "The inputs with the largest products:", "small"), table, this.words, this.#bias(header.feeds.bias));
+      this.parts.replaceChildren(element("p", "The inputs with the largest products:", "small"), table, this.words, ...this.#bias(header.feeds.bias));
     }
-    const scale = peak(products.data);
     this.order.forEach((i, at) => {
-      fill(this.cells[at][0], seen.data[i], peak(seen.data));
-      fill(this.cells[at][1], products.data[i], scale);
+      const [name, value, field, product] = this.cells[at];
+      name.textContent = i;
+      fill(value, seen.data[i], peak(seen.data));
+      field.firstChild.ariaLabel = `weight of input ${i}`;
+      write(field.firstChild, weight.data[i]);
+      fill(product, data[i], peak(data));
     });
-    const here = sum(this.order.map((i) => products.data[i]));
-    const all = sum(products.data);
-    const rest = products.data.length - this.order.length;
-    this.words.textContent = `${rest > 0 ? `The other ${rest} products are ${number(all - here, 4)} together. ` : ""}All together are ${number(all, 4)}; with the bias that is the value.`;
+    const rest = data.length - this.order.length;
+    const others = sum(data) - sum(this.order.map((i) => data[i]));
+    this.words.textContent = `${rest > 0 ? `The other ${rest} products are ${number(others, 4)} together. ` : ""}${this.#total(data)}`;
+    if (header.feeds.bias !== null) write(this.biasField, header.feeds.bias);
   }
 
   #others() {
     const { header, arrays } = this.answer;
     const { feeds, value } = header;
-    const say = (text) => [element("p", text, "small")];
+    const off = header.off ? "Switched off, so the value is 0 whatever comes in. If it were on: " : "";
+    const say = (text) => [element("p", off + text, "small")];
     if (feeds.kind === "max" || feeds.kind === "mean") {
       const { data, shape } = arrays.window;
       if (data.length > 400) return say(`The ${feeds.kind === "max" ? "largest" : "mean"} of ${data.length} numbers of the map before.`);
       const best = feeds.kind === "max" ? data.indexOf(data.reduce((a, b) => (b > a || Number.isNaN(a) ? b : a))) : -1;
-      const made = grid(feeds.kind === "max" ? "the largest of" : "the mean of", ...shape, data, peak(data));
-      made.cells.forEach((cell, i) => cell.classList.toggle("best", i === best));
+      const made = grid(off + (feeds.kind === "max" ? "the largest of" : "the mean of"), ...shape);
+      made.cells.forEach((cell, i) => {
+        fill(cell, data[i], peak(data));
+        cell.classList.toggle("best", i === best);
+      });
       return [made.box];
     }
     if (feeds.kind === "norm") {
       const [from] = feeds.inputs;
-      return say(`(${number(from)} − mean ${number(feeds.mean)}) / deviation ${number(feeds.deviation)} × weight ${number(feeds.weight)} + bias ${number(feeds.bias)} = ${number(value)}`);
+      return say(`(${number(from)} − mean ${number(feeds.mean)}) / deviation ${number(feeds.deviation)} × weight ${number(feeds.weight)} + bias ${number(feeds.bias)}${off ? "" : ` = ${number(value)}`}`);
     }
     if (feeds.kind === "same") {
       const relu = this.layers[header.layer].kind === "ReLU";
@@ -215,7 +231,9 @@ export class Neuron {
       return say(relu ? `The larger of 0 and ${from[0]}, the number at the same place of the layer before.` : `Computed from ${from.join(" and ")} at the same place of what comes in.`);
     }
     if (feeds.kind === "moved") {
-      return say(`The same number as channel ${feeds.source.join(", row ").replace(/, row (\d+)$/, ", column $1")} of the layer before.`);
+      const [c, row, column] = feeds.source;
+      const where = feeds.source.length === 3 ? `in channel ${c}, row ${row}, column ${column}` : `at place ${feeds.source.join(", ")}`;
+      return say(`The same number as ${where} of the layer before.`);
     }
     return say("Computed from more numbers than fit here.");
   }
@@ -237,8 +255,15 @@ function fill(cell, value, scale) {
   cell.classList.toggle("out", !Number.isFinite(value));
 }
 
-/** Returns a table of numbers with a title, and its cells. */
-function grid(title, h, w, numbers, scale, outside = null, field = null) {
+/** Writes a number into a field unless someone is typing in it. */
+function write(field, value) {
+  if (field === document.activeElement) return;
+  field.value = plain(value, 3);
+  field.ariaInvalid = "false";
+}
+
+/** Returns a table with a title, and its cells, for which field(y, x) makes the content if it is given. */
+function grid(title, h, w, field = null) {
   const box = element("div");
   const table = element("table");
   table.append(element("caption", title, "small"));
@@ -247,9 +272,7 @@ function grid(title, h, w, numbers, scale, outside = null, field = null) {
     const row = element("tr");
     for (let x = 0; x < w; x++) {
       const cell = element("td");
-      if (field) cell.append(field(numbers[y * w + x], y, x));
-      else fill(cell, numbers[y * w + x], scale);
-      if (outside?.(y, x)) cell.classList.add("out");
+      if (field) cell.append(field(y, x));
       row.append(cell);
       cells.push(cell);
     }

@@ -16,6 +16,7 @@ function unpack(buffer) {
 
 export async function about() {
   const response = await fetch("api/about");
+  if (!response.ok) throw new Error((await response.json()).error);
   return response.json();
 }
 
@@ -29,8 +30,11 @@ export class Server {
     this.measured = 0;
   }
 
-  /** A change that must not be lost, such as an edit. */
+  /** A change that must not be lost, such as an edit: it comes after the drawing that waits, or replaces it. */
   change(name, body) {
+    const { ink } = this.waiting;
+    this.waiting.ink = null;
+    if (ink && name !== "example" && name !== "photo") this.changes.push(ink);
     this.changes.push({ name, body });
     this.#run();
   }
@@ -88,11 +92,13 @@ export class Server {
       headers: { "content-type": binary ? "application/octet-stream" : "application/json" },
       body: binary ? body : JSON.stringify(body),
     });
-    if (!response.ok) {
-      this.failed((await response.json()).error);
-      if (response.status === 429 || response.status === 503) await new Promise((go) => setTimeout(go, 1000));
+    if (response.status === 429 || response.status === 503) {
+      await new Promise((go) => setTimeout(go, 1000)); // then once more, unless a newer one waits
+      if (!(name in this.waiting)) this.changes.unshift({ name, body, since });
+      else this.waiting[name] ??= { name, body, since };
       return;
     }
+    if (!response.ok) return this.failed((await response.json()).error);
     const answer = unpack(await response.arrayBuffer());
     if (name === "neuron") {
       this.found(answer);
