@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from xcnn import nn
-from xcnn.runs import Checkpoint, Config, restore, save_checkpoint, train
+from xcnn.devices import device
+from xcnn.errors import XcnnError
+from xcnn.runs import Checkpoint, Config, Restored, restore, save_checkpoint, train
 from xcnn.serve.server import Server
 from xcnn.serve.session import Session, View
 
@@ -197,6 +199,7 @@ def test_a_class_lets_its_gradient_flow_back(browser: Browser) -> None:
     browser.said("7, ")
     outputs = browser.picture("#rows .map canvas")
     browser.find("#classes button", 7).click()
+    assert browser.run(CONTRAST) == []  # while the rows light up
     browser.wait(lambda: browser.run("!document.querySelector('#over').hidden"))
     dx = browser.array("dx", view=View({}, 7)).sum(axis=0)
     shade = np.reshape(browser.picture("#over"), (*dx.shape, 4))
@@ -223,7 +226,9 @@ def test_a_step_lowers_the_loss_and_can_be_undone(browser: Browser) -> None:
     text = browser.wait(lambda: browser.find("#losses").text, lambda came: "→" in came)
     before, after = browser.session.losses
     assert after < before
-    assert f"{before:.3g}"[:3] in text
+    assert text.startswith(
+        f"Loss {before:.3g} → {after:.3g} for this picture as 3: {100 * (1 - after / before):.1f} % lower"
+    )
     assert "weights are changed" in browser.find("#changes").text
     browser.find("#reset").click()
     browser.wait(lambda: browser.find("#changes").text, lambda came: came == "")
@@ -246,6 +251,8 @@ def test_weights_are_edited_and_channels_switched_off(browser: Browser) -> None:
     assert browser.session.off == {"0": {0}}
     browser.label("switched off")
     assert "weights are changed, 1 channel is off" in browser.find("#changes").text
+    assert browser.run("document.activeElement.id") == "off"
+    assert "that would be the value if it were on" in browser.neuron()
 
 
 def test_everything_works_by_keyboard(browser: Browser) -> None:
@@ -285,6 +292,13 @@ def test_everything_works_by_keyboard(browser: Browser) -> None:
     _, h, w = browser.array("y", 0).shape
     where = f"channel 1, row {(h - 1) // 2 - 1}, column {(w - 1) // 2}"
     browser.wait(browser.neuron, lambda came: where in came)
+    press(Keys.ENTER)  # on to the panel, and to a button that keeps the focus
+    tab_to("off")
+    press(Keys.ENTER)
+    browser.wait(lambda: browser.find("#off").get_attribute("aria-pressed"), lambda came: came == "true")
+    assert focused() == "off"
+    press(Keys.ESCAPE)
+    assert browser.run("document.activeElement.ariaLabel").startswith("0 Conv2d, channel 1")
     press(Keys.ESCAPE, Keys.ARROW_DOWN)
     assert browser.run("document.activeElement.ariaLabel").startswith("1 ReLU, channel 1")
 
@@ -351,6 +365,60 @@ def test_nothing_is_cut_off_and_all_can_be_read(browser: Browser, width: int) ->
         browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
+def test_requests_are_sent_in_order_and_the_newest_drawing_wins(browser: Browser) -> None:
+    sent = browser.driver.execute_async_script("""
+      const [done] = arguments;
+      (async () => {
+        const { Server } = await import("./server.js");
+        const sent = [];
+        let busy = 1;
+        window.fetch = async (url, { body }) => {
+          sent.push(`${url.slice(4)}${body[0] ?? ""}`.replace("{", ""));
+          await new Promise((go) => setTimeout(go, 20));
+          return new Response('{"error": "x"}', { status: url.endsWith("edit") && busy-- > 0 ? 503 : 400 });
+        };
+        const server = new Server(() => "", () => {}, () => {}, () => {});
+        for (const k of [1, 2, 3]) server.draw(new Uint8Array([k]), 0);
+        server.change("step", {}); // on the drawing before it
+        server.draw(new Uint8Array([4]), 0);
+        server.change("example", {}); // takes its place
+        server.change("edit", {}); // is not lost if the server is busy
+        setTimeout(() => done(sent), 1500);
+      })();
+    """)
+    assert sent == ["ink1", "ink3", "step", "example", "edit", "edit"]
+
+
+class Missing(nn.Module):
+    """A layer whose output is not finite."""
+
+    def forward(self, x: Any, train: bool = True) -> tuple[Any, Callable[..., Any]]:
+        return x * np.float32("nan"), lambda dy, need_dx: dy * np.float32("nan")
+
+
+def none(part: str, size: int | None) -> Any:
+    raise XcnnError("there are no test images")
+
+
+@pytest.mark.parametrize(("last", "said"), [(nn.Identity(), ""), (Missing(), "The scores are not finite.")])
+def test_networks_without_maps_or_finite_scores(chrome: Any, last: nn.Module, said: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), last)
+    about = Checkpoint("", (1, 8, 8), tuple("0123456789"), "digits")
+    session = Session(Restored(about, model, device("cpu"), "", "", none))
+    with Server(session, 0) as running:
+        chrome.get(running.url)
+        page = Browser(chrome, session)
+        page.wait(lambda: page.run(READY))
+        page.said("Draw")
+        page.find("[name=why][value=grad_cam]").click()
+        page.find("#classes button", 7).click()
+        page.wait(lambda: page.find("#why-text").text, lambda came: "no layer with maps" in came)
+        page.draw_seven()
+        page.wait(lambda: page.find("#name").text, lambda came: came == "your drawing")
+        assert page.find("#error").text == ""
+        page.said(said)
+
+
 def test_the_names_of_a_file_are_only_text(chrome: Any, tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 24))
     hostile = "<img src=x onerror=window.ran=1>", "</script><script>window.ran=1</script>", "a\u202eb", "x" * 300
@@ -364,6 +432,12 @@ def test_the_names_of_a_file_are_only_text(chrome: Any, tmp_path: Path) -> None:
         assert len(page.driver.find_elements("css selector", "#classes button")) == 10  # of 24, the most probable
         assert page.run("[...document.querySelectorAll('#label option')].map((e) => e.text)")[:2] == list(hostile[:2])
         assert page.run("document.documentElement.scrollWidth <= innerWidth")
+        last = page.find("#classes .name", 9).text
+        page.find("#classes button", 9).click()
+        page.draw_seven()
+        page.wait(lambda: page.find("#name").text, lambda came: came == "your drawing")
+        pressed = page.find("#classes button[aria-pressed=true] .name")  # stays in the list, whatever its score is
+        assert pressed.text == last
 
 
 CONTRAST = """(() => {
