@@ -718,6 +718,18 @@ def test_too_many_requests_are_refused(page: Page, monkeypatch: pytest.MonkeyPat
     assert statuses == [200, 200, 200, 429, 429]
 
 
+def test_the_process_can_end_while_the_network_runs(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends, run = [], page.session._run
+
+    def watched() -> Any:
+        ends.append(threading.current_thread().daemon)  # which the interpreter does not wait for
+        return run()
+
+    monkeypatch.setattr(page.session, "_run", watched)
+    page.ask("look")
+    assert set(ends) == {True}
+
+
 def test_an_unexpected_error_is_told_once(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page.session, "_run", lambda: 1 / 0)
     for _ in range(3):
@@ -764,19 +776,17 @@ def start(*arguments: object, folder: Path) -> tuple[subprocess.Popen[str], str]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for other processes")
-def test_the_command_serves_until_ctrl_c(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_command_serves_until_ctrl_c(
+    checkpoint: Path, tmp_path: Path, xcnn: Callable[..., tuple[int, str, str]]
+) -> None:
     process, url = start(checkpoint, folder=tmp_path)
     try:
         port = int(url.rpartition(":")[2].strip("/"))
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         connection.request("GET", "/api/about")
         assert json.loads(connection.getresponse().read())["test"] == 360
-        other = subprocess.run(
-            [sys.executable, "-m", "xcnn", "serve", str(checkpoint), "--port", str(port)],
-            capture_output=True, text=True, cwd=tmp_path, check=False,
-        )  # fmt: skip
-        assert (other.returncode, other.stdout) == (2, "")
-        assert other.stderr == f"error: --port {port} is in use; choose another one, or 0 for any that is free\n"
+        said = f"error: --port {port} is in use; choose another one, or 0 for any that is free\n"
+        assert xcnn("serve", checkpoint, "--port", port) == (2, "", said)
         process.send_signal(signal.SIGINT)  # while a connection is open
         out, err = process.communicate(timeout=20)
         connection.close()
