@@ -30,14 +30,15 @@ _LAST_SECONDS = 1
 """How long the server waits for the end of what is being answered or refused, before it closes."""
 
 
-def check() -> None:
-    """Raise an XcnnError if Starlette or Uvicorn, the extra `serve`, is not installed."""
+def check(port: int = 0) -> None:
+    """Raise what `Server` would: an XcnnError if a package is missing, a UsageError if the port cannot be used."""
     try:
         import starlette
         import uvicorn
     except ImportError as error:
         raise XcnnError(f"the page needs {error.name}, which is not installed: pip install 'xcnn[serve]'") from None
     del starlette, uvicorn
+    _bound(port).close()
 
 
 class Server:

@@ -235,7 +235,7 @@ export class Neuron {
       const where = feeds.source.length === 3 ? `in channel ${c}, row ${row}, column ${column}` : `at place ${feeds.source.join(", ")}`;
       return say(`The same number as ${where} of the layer before.`);
     }
-    return say("Computed from more numbers than fit here.");
+    return say("Computed from more numbers than fit here, or by a layer that this page does not know.");
   }
 }
 
