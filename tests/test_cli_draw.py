@@ -37,6 +37,26 @@ def test_a_network_of_a_file(xcnn, tmp_path):
     assert {"own.safetensors", "input 3x16x16", "2 · 10 parameters"} <= set(texts(tmp_path / "own.svg"))
 
 
+def test_a_file_with_several_outputs_and_odd_names(xcnn, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    from onnx import helper
+
+    image, *outputs = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 1, 8, 8])
+        for name in ("in put:0", "<b>&\u202e", "a/../b.c")
+    )
+    nodes = [
+        helper.make_node("Relu", [image.name], [outputs[0].name], name="same"),
+        helper.make_node("Sigmoid", [outputs[0].name], [outputs[1].name], name="same"),
+    ]
+    graph = helper.make_graph(nodes, "two", [image], outputs)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, tmp_path / "two.onnx")
+    code, _, err = xcnn("draw", "two.onnx", "--shape", 1, 8, 8)
+    assert code == 0, err
+    assert {"input 1x8x8", "ReLU", "+ Sigmoid"} <= set(texts(tmp_path / "two.svg"))
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [

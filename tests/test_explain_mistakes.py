@@ -30,7 +30,8 @@ def test_certain_mistakes_are_those_of_a_plain_loop() -> None:
     assert explain.certain_mistakes(probabilities, labels, 10).tolist() == expected[:10]
     assert explain.certain_mistakes(probabilities, labels, 1000).tolist() == expected
     assert explain.certain_mistakes(probabilities, probabilities.argmax(1)).tolist() == []
-    assert explain.certain_mistakes(np.tile([0.8, 0.2], (99, 1)), np.ones(99, int), 99).tolist() == list(range(99))
+    alike = np.tile([[0.8, 0.2], [0.9, 0.1]], (99, 1))
+    assert explain.certain_mistakes(alike, np.ones(198, int), 198).tolist() == [*range(1, 198, 2), *range(0, 198, 2)]
 
 
 def test_pca_is_that_of_the_covariance_matrix() -> None:

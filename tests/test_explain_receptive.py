@@ -309,6 +309,7 @@ def test_maps_and_rows_are_not_in_step() -> None:
     assert fields["row"].jump == fields["maps"].jump == (1, 1)
     assert fields["gated"].jump is None
     assert fields["gated"].window((6, 2)) == (slice(0, 8), slice(2, 3))
+    assert receptive_fields(nn.Sequential(nn.AdaptiveAvgPool2d(1)), (1, 8, 8))["0"].jump is None
 
 
 def test_fields_can_be_compared() -> None:

@@ -139,9 +139,10 @@ def test_every_chapter_is_listed_and_leads_to_the_next():
 
 
 @pytest.fixture
-def checker() -> Iterator[ModuleType]:
+def checker(monkeypatch) -> Iterator[ModuleType]:
     """The checker. The op that an exercise registers is forgotten afterwards."""
     before = dict(ops.OPS)
+    monkeypatch.syspath_prepend(COURSE)
     spec = importlib.util.spec_from_file_location("check", COURSE / "check.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -190,6 +191,13 @@ TOGETHER = """normal = (x - x.mean()) / np.sqrt(x.var() + eps)
 APART = """normal = (x - x.mean((2, 3), keepdims=True)) / np.sqrt(x.var((2, 3), keepdims=True) + eps)
     return normal * weight[:, None, None] + bias[:, None, None]"""
 
+OUTSIDE = """spread = x.std((0, 2, 3), keepdims=True) + eps
+    return (x - x.mean((0, 2, 3), keepdims=True)) / spread * weight[:, None, None] + bias[:, None, None]"""
+
+PAD = """result = np.zeros((image.shape[0] + 2 * width, image.shape[1] + 2 * width))
+    result[width:-width, width:-width] = image
+    return result"""
+
 WRONG = [
     ("01", "map_size", "return size - window", "map_size(size=3, window=2)\nmust be 2, but is 1"),
     ("01", "convolve", "return ops.conv2d(image[None], kernel[None, :, ::-1, ::-1])[0][0, 0]", "turned by 180 degrees"),
@@ -198,16 +206,22 @@ WRONG = [
     ("01", "bright_below", "return np.array([[1, 1, 1], [0, 0, 0], [-1, -1, -1]])", "answers must be above 0"),
     ("01", "bright_below", "return np.ones((3, 3))", "on an image that is grey everywhere"),
     ("01", "bright_below", "return np.zeros((3, 3))", "answers must be above 0"),
+    ("01", "bright_below", "return np.array([[-1, -1, -1], [2, 2, 2], [-1, -1, -1]])", "answers must be above 0"),
+    ("01", "bright_below", "return", "is there a `return`?"),
+    ("02", "output_size", "return round((size - window + 2 * padding) / stride) + 1", "must be 14, but is 15"),
     ("02", "output_size", "return (size - window + padding) // stride + 1", "on both sides"),
     ("02", "output_size", "return -(-(size - window + 2 * padding) // stride) + 1", "left over"),
     ("02", "pad", "return np.pad(image, ((0, width), (0, width)))", "shape (3, 3), but has (2, 2)"),
     ("02", "pad", "return np.pad(image, width, mode='edge')", "must be [[0.0, 0.0, 0.0], [0.0, 5.0, 0.0]"),
+    ("02", "pad", PAD, "pad(image=[[1.0, 2.0], [3.0, 4.0]], width=0)\nraised ValueError in line"),
+    ("02", "max_pool", "return ops.max_pool2d(image[None, None], size, ceil_mode=True)[0][0, 0]", "not a whole window"),
     ("02", "max_pool", "return ops.avg_pool2d(image[None, None], size)[0][0, 0]", "the mean"),
     ("02", "max_pool", "return np.maximum(ops.max_pool2d(image[None, None], size)[0][0, 0], 0)", "below 0"),
     ("02", "max_pool", "return ops.max_pool2d(image[None, None], size, stride=1)[0][0, 0]", "shape"),
     ("03", "softmax", "return np.exp(z) / np.exp(z).sum()", "subtract the largest"),
     ("03", "softmax", "return z / z.sum()", "softmax(z=[0.0, 0.0])"),
     ("03", "cross_entropy", "return -np.log10(p[label])", "base-10"),
+    ("03", "cross_entropy", "return -np.log(p)", "of the right class"),
     ("03", "relu_backward", "return dy", "must be [5.0, 0.0], but is [5.0, 5.0]"),
     ("03", "relu_backward", "return np.maximum(dy, 0) * (x > 0)", "dx at"),
     ("03", "linear_backward", "return W.T @ dz, np.outer(dz, x), None", "db must be an array, got None"),
@@ -224,16 +238,21 @@ WRONG = [
         "the report's mistake",
     ),
     ("04", "step", "return [w + rate * dw for w, dw in zip(weights, gradients)]", "uphill"),
+    ("04", "mean_loss_gradient", "return ops.softmax(scores)[0] / len(labels)", "subtract 1"),
+    ("04", "step", "return weights - rate * gradients", "step(weights=[[1.0]], gradients=[[2.0]], rate=0.1)\nraised"),
     ("04", "step", "weights[0] -= rate * gradients[0]", "is there a `return`?"),
     ("05", "terms", "return int(np.prod(shape))", "the number of filters does not matter"),
     ("05", "kaiming", "return rng.normal(0, 2 / np.prod(shape[1:]), shape)", "the variance"),
     ("05", "kaiming", "return rng.normal(0, np.sqrt(1 / np.prod(shape[1:])), shape)", "ReLU halves"),
     ("05", "kaiming", "return rng.normal(0, np.sqrt(2 / shape[1]), shape)", "rows and columns"),
     ("05", "kaiming", "return np.random.default_rng(0).normal(0, np.sqrt(2 / terms(shape)), shape)", "draw from"),
+    ("05", "kaiming", "return np.random.normal(0, np.sqrt(2 / terms(shape)), shape)", "from rng alone"),
     ("05", "dead_share", "return (maps == 0).mean()", "share of zeros"),
+    ("05", "dead_share", "return (maps == 0).all(axis=(2, 3)).mean()", "in all images"),
     ("06", "batch_norm", TOGETHER, "each has a mean of its own"),
     ("06", "batch_norm", APART, "each image"),
     ("06", "batch_norm", "return ops.batch_norm(x, None, None, None, None, True, 0.1, 1e-9)[0]", "must be"),
+    ("06", "batch_norm", OUTSIDE, "must be -0.999995 at [0, 0, 0, 0], but is -0.99999\nHint: eps is added"),
     ("06", "update", "return momentum * average + (1 - momentum) * batch", "share of the new batch"),
     ("06", "batch_norm_after_training", "return (x - x.mean()) / x.std()", "must be"),
     ("06", "normalise_backward", "return dy / x.std()", "dx at"),
@@ -249,7 +268,9 @@ WRONG = [
     ("08", "attack", "return np.clip(x + epsilon * dx, 0, 1)", "use the sign"),
     ("09", "relative_error", "return float((came - exact).max() / np.abs(exact).max())", "no sign"),
     ("09", "careful_sum", "return np.cumsum(numbers, dtype=np.float32)[-1]", "within a millionth"),
+    ("09", "careful_sum", "return float(numbers.sum(dtype=np.float64))", "must be a float32, but is float64"),
     ("10", "residual", "return body(x)", "the shortcut is missing"),
+    ("10", "residual", "return body(x)[0] + x", "must return two results"),
     ("10", "residual", "y, backward = body(x)\n    return y + x, backward", "dx at"),
     ("10", "weights", "return outputs * inputs * window * window + bias * inputs", "must be"),
     ("10", "weights", "return outputs * (inputs * window + bias)", "rows and columns"),
@@ -271,6 +292,19 @@ def test_a_wrong_answer_is_refused_and_explained(number, name, body, said, check
     results = dict(line.split(maxsplit=1) for line in printed.splitlines() if not line.startswith(" "))
     assert {key for key, result in results.items() if result == "wrong"} == {name}
     assert said in re.sub(r"(?m)^    ", "", printed)
+
+
+def test_another_right_answer_is_right(checker, tmp_path):
+    answers = {
+        ("01", "bright_below"): "def bright_below():\n    return [[-1, -1, -1], [1, 1, 1], [0, 0, 0]]\n",
+        ("09", "careful_sum"): "import numpy as np\n\n\ndef careful_sum(numbers):\n    total = lost = np.float32(0)\n"
+        "    for number in numbers:\n        new = total + (number - lost)\n"
+        "        total, lost = new, (new - total) - (number - lost)\n    return total\n",
+    }
+    for (number, name), answer in answers.items():
+        path = tmp_path / f"{number}.py"
+        path.write_text(answer, "utf-8")
+        assert checker.check(checker.load(path), number)[name] == ""
 
 
 def test_an_op_with_a_wrong_slope_or_of_one_library_is_refused(checker, tmp_path, capsys):
@@ -297,6 +331,12 @@ def test_errors_of_the_learner_are_told_in_a_line(checker, tmp_path, capsys):
     assert "raised NameError in line 2: name 'windw' is not defined" in printed
     assert "raised TypeError: convolve() takes 1 positional argument but 2 were given" in printed
     assert "the file has no function bright_below" in printed
+    path.write_text("def half(x):\n    return x / 0\n\n\ndef map_size(size, window):\n    return half(size)\n")
+    assert checker.main([str(path)]) == 1
+    assert "raised ZeroDivisionError in line 2: division by zero" in capsys.readouterr().out
+    path.write_text("\nimport nmpy\n")
+    assert checker.main([str(path)]) == 1
+    assert capsys.readouterr().err.endswith("01.py raised ModuleNotFoundError in line 2: No module named 'nmpy'\n")
     path.write_text("def map_size(:\n")
     assert checker.main([str(path)]) == 1
     assert "01.py, line 1: " in capsys.readouterr().err
@@ -308,3 +348,18 @@ def test_the_checker_says_what_it_takes(checker, tmp_path, capsys):
     for name, said in (("11.py", "its name must be 01.py to 10.py"), ("03.py", "there is no such file")):
         assert checker.main([str(tmp_path / name)]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_the_readme_shows_what_the_checker_says(checker, tmp_path, capsys):
+    source = (COURSE / "exercises" / "01.py").read_text("utf-8")
+    bodies = [
+        "return size - window + 1",
+        "return ops.conv2d(image[None], kernel[None, :, ::-1, ::-1])[0][0, 0]",
+        "raise NotImplementedError",
+    ]
+    for body in bodies:
+        source = source.replace("    raise NotImplementedError", f"    {body}", 1)
+    (tmp_path / "01.py").write_text(f"from xcnn import ops\n{source}", "utf-8")
+    assert checker.main([str(tmp_path / "01.py")]) == 1
+    shown = textwrap.indent(capsys.readouterr().out, "    ")
+    assert shown in (COURSE / "README.md").read_text("utf-8")

@@ -21,6 +21,7 @@ from xcnn.errors import DataError, DeviceError, UsageError, WriteError
 from xcnn.pages import _html, _network, _pictures, _run, _words
 from xcnn.pages.explanation import _rank_correlation
 from xcnn.plots import _canvas
+from xcnn.plots._methods import METHODS
 from xcnn.runs import Config, restore, train
 from xcnn.runs.beginning import at_start
 from xcnn.training import Callback
@@ -256,7 +257,7 @@ def test_every_method_and_code_of_ones_own_can_be_asked(xcnn, checkpoint, tmp_pa
     assert code == 0, err
     page = check(tmp_path / "explain.html")
     for method in explain.ATTRIBUTIONS:
-        assert _words.METHODS[method].title in page.said
+        assert METHODS[method].title in page.said
     assert "Return <the image>." in page.said
     assert "Explained is the score of 7" in page.said
     assert out.split()[:4] == ["image", "class", "truth", "digits-3"]

@@ -14,6 +14,7 @@ from svg_texts import joined, texts
 from xcnn import explain, nn, plots
 from xcnn.errors import ShapeError, UsageError
 from xcnn.explain import ConfusedPair, LayerStatistics
+from xcnn.plots._methods import METHODS
 from xcnn.runs import restore
 
 pytest.importorskip("matplotlib")
@@ -103,7 +104,8 @@ def test_an_attribution_is_drawn_with_its_signs_and_over_the_image(tmp_path: Pat
     clear = np.abs(flat) > 0.2
     np.testing.assert_array_equal(redder(colours)[clear], np.sign(flat)[clear])
     np.testing.assert_array_equal(redder(both)[clear], np.sign(flat)[clear])
-    assert texts(tmp_path / "a.svg")["Which pixels matter: gradient"] == 1
+    assert texts(tmp_path / "a.svg")["Which pixels matter: Gradient at the image"] == 1
+    assert joined(tmp_path / "a.svg").count("and it is noisy.") == 1
     assert "hint, no proof" in joined(tmp_path / "a.svg")
 
 
@@ -112,8 +114,8 @@ def test_several_attributions_of_any_size_are_drawn_together(tmp_path: Path) -> 
     maps = {"grad_cam": np.ones((1, 2, 2)), "occlusion": np.zeros((1, 8, 8)), "my own": x}
     drawn = images(plots.attributions(x, maps, tmp_path / "a.svg"))
     assert [one.shape[:2] for one in drawn] == [(8, 8)] * 7
-    assert {"the image", "Grad-CAM", "occlusion", "my own"} <= set(texts(tmp_path / "a.svg"))
-    assert "occlusion is zero everywhere." in joined(tmp_path / "a.svg")
+    assert {"the image", "Grad-CAM", "Occlusion", "my own"} <= set(texts(tmp_path / "a.svg"))
+    assert "Occlusion is zero everywhere." in joined(tmp_path / "a.svg")
 
 
 def test_the_attribution_of_a_signal_is_a_strip_below_it(tmp_path: Path) -> None:
@@ -124,6 +126,16 @@ def test_the_attribution_of_a_signal_is_a_strip_below_it(tmp_path: Path) -> None
     assert (redder(strip)[0, 10], redder(strip)[0, 20], strip[0, 5, 0]) == (1, -1, 247)
     plots.feature_maps(x, tmp_path / "b.svg")
     plots.filters(RNG.standard_normal((4, 2, 5)), tmp_path / "b.svg")
+
+
+def test_every_attribution_has_its_words_of_images_and_of_signals(tmp_path: Path) -> None:
+    assert set(METHODS) == set(explain.ATTRIBUTIONS)
+    x = RNG.random((1, 1, 30))
+    for name in METHODS:
+        said = joined(plots.attributions(x, {name: x}, tmp_path / "a.svg"))
+        assert not re.search("pixel|image|black|bright", said), said
+        said = joined(plots.attributions(x[..., None], {name: x[..., None]}, tmp_path / "a.svg"))
+        assert METHODS[name].careful in said
 
 
 def test_a_receptive_field_is_framed_where_it_is(tmp_path: Path) -> None:

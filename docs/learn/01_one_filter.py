@@ -51,7 +51,7 @@ for size, width in [(3, 2), (8, 3), (28, 5)]:
 print("\n4. A digit")
 
 train, test = data.load("digits")
-digit = train.x[0, 0] / 255.0  # from 0 (black) to 1 (white)
+digit = (train.x[0, 0] / 255.0).round(1)  # from 0 (black) to 1 (white)
 print("class", train.classes[train.y[0]], "- tenths of white:")
 print((10 * digit).round().astype(int))
 
@@ -60,7 +60,7 @@ print("\n5. A filter that answers to edges")
 edges = np.array([[-1.0, 0, 1], [-1, 0, 1], [-1, 0, 1]])
 answer = convolve(digit, edges)
 print(answer.round(1) + 0.0)
-plots.convolution(digit.round(1), edges, [(3, 1)], pictures / "01_digit.svg")
+plots.convolution(digit, edges, [(3, 1)], pictures / "01_digit.svg")
 
 print("\n6. The library does the same")
 

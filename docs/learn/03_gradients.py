@@ -25,29 +25,29 @@ print("1. Forward")
 maps, maps_backward = ops.conv2d(X[None, None], f[:, None])
 positive, relu_backward = ops.relu(maps)
 pooled, pool_backward = ops.max_pool2d(positive, 2)
-x, flatten_backward = ops.flatten(pooled)
-z, linear_backward = ops.linear(x, W, b)
-p, _ = ops.softmax(z)
-loss, loss_backward = ops.cross_entropy(z, np.array([label]))
+flat, flatten_backward = ops.flatten(pooled)
+scores, linear_backward = ops.linear(flat, W, b)
+loss, loss_backward = ops.cross_entropy(scores, np.array([label]))
+x, z, p = flat[0], scores[0], ops.softmax(scores)[0][0]  # the batch has one image
 
 print("map 1\n", maps[0, 0], sep="")
 print("map 2\n", maps[0, 1], sep="")
-print("pooled, flattened", x[0])
-print("scores z", z[0])
-print("probabilities p", p[0])
+print("pooled, flattened", x)
+print("scores z", z)
+print("probabilities p", p)
 print("loss", loss.round(4))
-plots.softmax(z[0], pictures / "03_softmax.svg", truth=label)
+plots.softmax(z, pictures / "03_softmax.svg", truth=label)
 
 print("\n2. A gradient by trying")
 
 
-def loss_with(filters: np.ndarray, weights: np.ndarray) -> float:
-    """Run the network with these filters and weights, and return its loss."""
+def loss_with(filters: np.ndarray, weights: np.ndarray, biases: np.ndarray = b) -> float:
+    """Run the network with these filters, weights and biases, and return its loss."""
     y, _ = ops.conv2d(X[None, None], filters[:, None])
     y, _ = ops.relu(y)
     y, _ = ops.max_pool2d(y, 2)
     y, _ = ops.flatten(y)
-    y, _ = ops.linear(y, weights, b)
+    y, _ = ops.linear(y, weights, biases)
     return float(ops.cross_entropy(y, np.array([label]))[0])
 
 
@@ -60,8 +60,8 @@ print("dloss / dW[0, 0] is about", round((loss_with(f, up) - loss_with(f, down))
 print("\n3. Backward by hand")
 
 y = np.array([0.0, 1])  # the label as a vector: one-hot
-dz = p[0] - y
-dW = np.outer(dz, x[0])
+dz = p - y
+dW = np.outer(dz, x)
 db = dz
 dx = W.T @ dz
 print("dz", dz)
@@ -85,8 +85,8 @@ print("df1\n", df[0], sep="")
 print("df2\n", df[1], sep="")
 print("dX\n", dX, sep="")
 
-plots.softmax_backward(z[0], label, pictures / "03_softmax_backward.svg")
-plots.linear_backward(x[0], W, dz, pictures / "03_linear_backward.svg")
+plots.softmax_backward(z, label, pictures / "03_softmax_backward.svg")
+plots.linear_backward(x, W, dz, pictures / "03_linear_backward.svg")
 plots.pooling_backward(maps[0, 0], dx[:1, None], pictures / "03_pooling_backward.svg")
 plots.convolution_backward(X, f[0], dmaps[0], pictures / "03_convolution_backward.svg")
 
@@ -114,7 +114,7 @@ print("largest difference", abs(tried - df).max().round(6))
 print("\n6. One step downhill")
 
 rate = 0.01
-better = loss_with(f - rate * df, W - rate * dW)
+better = loss_with(f - rate * df, W - rate * dW, b - rate * db)
 print(f"loss {loss:.2f} -> {better:.2f}")
 
 print("\n7. Three mistakes of the report")

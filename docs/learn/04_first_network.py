@@ -1,7 +1,8 @@
 """Chapter 4: the first network is trained, as in the report.
 
 python docs/learn/04_first_network.py
-python docs/learn/04_first_network.py --data-dir FOLDER     the report's run on MNIST: its four files are in FOLDER
+python docs/learn/04_first_network.py --mnist               the report's run on MNIST, which is downloaded once
+python docs/learn/04_first_network.py --data-dir FOLDER     the same, with its four files in FOLDER
 """
 
 import argparse
@@ -18,8 +19,9 @@ pictures = Path("pictures")
 pictures.mkdir(exist_ok=True)
 
 parser = argparse.ArgumentParser(description="Train the network of the report.")
-parser.add_argument("--data-dir", help="the folder with the four files of MNIST")
-folder = parser.parse_args().data_dir
+parser.add_argument("--mnist", action="store_true", help="repeat the report's run; MNIST is downloaded once")
+parser.add_argument("--data-dir", help="repeat the report's run with the four files of MNIST in this folder")
+options = parser.parse_args()
 
 
 class Network:
@@ -75,9 +77,9 @@ def accuracy(network: Network, images: data.Dataset) -> float:
     return float((network.scores(images.x / 255.0).argmax(axis=1) == images.y).mean())
 
 
-if folder:
+if options.mnist or options.data_dir:
     print("The report's run on MNIST, beside the report's figures")
-    train, test = data.load("mnist", folder)
+    train, test = data.load("mnist", options.data_dir)
     network = Network(28)
     for epoch, report in [(1, "loss 0.4149, accuracy 0.8735"), (2, "loss 0.3125, accuracy 0.9085")]:
         loss, right = train_epoch(network, train, 0.01, 0.001)  # what its rates were in truth; see chapter 3

@@ -68,6 +68,7 @@ print("\n2. It remembers: wrong labels, too")
 
 rng = np.random.default_rng(0)
 nonsense = data.Dataset(train.x, rng.integers(0, 10, len(train)), train.classes)
+print((nonsense.y == train.y).sum(), "of the", len(train), "random labels are right by chance")
 model = network()
 trainer = Trainer(model, optim.Adam(model.parameters(), lr=0.002), "cross_entropy")
 trainer.fit(data.Loader(nonsense, 20, seed=0), epochs=40, progress=False)

@@ -24,7 +24,7 @@ from xcnn.ops.pool import pool_axes
 
 __all__ = ["Line", "Reach", "image", "nothing", "passed", "whole"]
 
-Windows = Iterable[tuple[int | Fraction, int | Fraction, int | Fraction]]
+_Windows = Iterable[tuple[int | Fraction, int | Fraction, int | Fraction]]
 """Of a line, for each axis: how many numbers a window covers, how many are from one to the next, and before the first.
 
 Behind upsampling, windows may be a fraction apart.
@@ -131,7 +131,7 @@ class _Layer(NamedTuple):
         y, _ = OPS[self.name].function(np.ascontiguousarray(self.ends), **self.options | options)
         return np.asarray(y)
 
-    def windows(self, ends: Array, windows: Windows) -> Reach:
+    def windows(self, ends: Array, windows: _Windows) -> Reach:
         """Return the boxes of windows of maps, and their lines: the closed form."""
         made = [
             Line(size + (extent - 1) * jump, stride * jump, start - before * jump)

@@ -159,28 +159,28 @@ def sheet(
     """
     most = largest(maps) if most is None else most
     maps = smaller(maps, side)
-    n, h, w = maps.shape
-    columns = min(n, 8) if columns is None else min(n, columns)
-    rows = -(-n // columns)
-    places = np.full((rows * (h + 1) - 1, columns * (w + 1) - 1), _GAP, np.uint8)
-    for k, shades in enumerate(_shades(maps, most)):
-        top, left = k // columns * (h + 1), k % columns * (w + 1)
-        places[top : top + h, left : left + w] = shades
+    columns = min(len(maps), columns or 8)
+    places = _in_rows(_shades(maps, most), columns, _GAP)
     size = (places.shape[1], places.shape[0])
     return picture(_indexed(places), alt, size, "", width=columns * cell)
 
 
+def _in_rows(tiles: np.ndarray, columns: int, gap: int) -> np.ndarray:
+    """Return tiles (n, h, w, ...) beside and below each other, with lines of `gap` between them."""
+    n, h, w, *rest = tiles.shape
+    made = np.full((-(-n // columns) * (h + 1) - 1, columns * (w + 1) - 1, *rest), gap, np.uint8)
+    for k, tile in enumerate(tiles):
+        top, left = k // columns * (h + 1), k % columns * (w + 1)
+        made[top : top + h, left : left + w] = tile
+    return made
+
+
 def coloured(filters: np.ndarray, alt: str, most: float) -> Html:
     """Return one picture of filters (n, 3, h, w) in colours: grey for zero, `most` for the strongest."""
-    n, _, h, w = filters.shape
-    columns = min(n, 8)
-    rows = -(-n // columns)
-    pixels = np.zeros((rows * (h + 1) - 1, columns * (w + 1) - 1, 4), np.uint8)  # transparent between them
-    levels = np.rint(255 * np.clip(0.5 + 0.5 * filters / (most or 1.0), 0.0, 1.0))
-    for k, one in enumerate(np.moveaxis(levels, 1, -1)):
-        top, left = k // columns * (h + 1), k % columns * (w + 1)
-        pixels[top : top + h, left : left + w, :3] = one
-        pixels[top : top + h, left : left + w, 3] = 255
+    columns = min(len(filters), 8)
+    levels = np.rint(255 * np.clip(0.5 + 0.5 * np.nan_to_num(filters) / (most or 1.0), 0.0, 1.0))
+    opaque = np.pad(np.moveaxis(levels, 1, -1), ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=255)
+    pixels = _in_rows(opaque, columns, 0)  # transparent between them
     size = (pixels.shape[1], pixels.shape[0])
     return picture(encode(_image(pixels)), alt, size, "", width=columns * 64)
 

@@ -19,7 +19,7 @@ from xcnn.nn import Module
 from xcnn.pages._html import Content, Html, Section, bar, code, element, figure, listing, name, page, table
 from xcnn.pages._layers import layers_shown, statistics_table
 from xcnn.pages._pictures import SIGNED, grey, overlay, seen, signed
-from xcnn.pages._words import METHODS, Method
+from xcnn.plots._methods import METHODS, Method
 from xcnn.runs import Prediction, Restored
 from xcnn.training.feed import dtype_of, place
 
@@ -134,7 +134,7 @@ def explanation(
         sections = [
             one for k, image in enumerate(found) for one in writer.sections(image, chosen, f"-{k + 1}" * several)
         ]
-    network = restored.checkpoint.model or "own network"
+    network = f"the network {restored.checkpoint.model}".rstrip()
     title = f"What {network} sees in {found[0].name}" + f" and {len(found) - 1} more" * several
     sections += [
         Section("careful", "Where to be careful", _careful()),
@@ -142,7 +142,7 @@ def explanation(
     ]
     lead = element(
         "p",
-        f"What the network {network} answers, what in the image speaks for it, and what each of its layers computes on "
+        f"What {network} answers, what in the image speaks for it, and what each of its layers computes on "
         "the way. All pictures show the true numbers of the network.",
         class_="lead",
     )
@@ -419,7 +419,7 @@ def _again(
     words += [] if target is None else ["--target", str(target)]
     words += ["--invert"] * invert
     known = [
-        ("network", code(checkpoint.model or "own")),
+        ("network", code(checkpoint.model) if checkpoint.model else "its own, in the file"),
         ("trained on", name(checkpoint.dataset or "unknown")),
         ("weights", checkpoint.weights or "unknown"),
         ("computed on", code(restored.device.name)),

@@ -121,16 +121,17 @@ def _mapped(colours: str, values: np.ndarray, low: float | None, high: float | N
 
 
 def pixels(image: np.ndarray) -> np.ndarray:
-    """Return (h, w, 4) colours of an image (c, h, w) with 1 or 3 channels.
+    """Return (h, w, 4) colours of an image (c, h, w); channels that are no colours, other than 1 or 3, become one.
 
     An image from 0 to 1 is shown as it is; of any other, the range from its smallest to its largest number.
     """
+    image = image if len(image) in (1, 3) else np.mean(image, 0, keepdims=True)
     finite = np.isfinite(image)
     low = float(np.min(image, initial=np.inf, where=finite))
     high = float(np.max(image, initial=-np.inf, where=finite))
     if low >= 0 and high <= 1:
         low, high = 0.0, 1.0
-    if image.shape[0] == 1:
+    if len(image) == 1:
         return grey(image[0], low, high)
     scaled = np.where(finite, image - low, 0) / (high - low if high > low else 1)
     made = np.full((*image.shape[1:], 4), 255, np.uint8)

@@ -151,7 +151,6 @@ def _pair(pair: ConfusedPair) -> str:
 
 def _thumb(canvas: Canvas, x: float, y: float, side: float, image: np.ndarray) -> None:
     """Draw an image into a square."""
-    image = image if image.shape[0] in (1, 3) else image.mean(0, keepdims=True)
     h, w = image.shape[1:]
     height, width = side * h / max(h, w), side * w / max(h, w)
     left, top = x + (side - width) / 2, y + (side - height) / 2

@@ -15,6 +15,7 @@ from xcnn._array import is_array
 from xcnn.errors import ShapeError, UsageError, explained, unknown
 from xcnn.explain import Trace, upsample
 from xcnn.plots._canvas import GREY, MARK, Canvas, host, number, pixels, signed, warm
+from xcnn.plots._methods import METHODS, of_signals
 
 __all__ = ["attributions", "feature_maps", "filters", "maximized", "network_maps", "receptive_fields"]
 
@@ -27,67 +28,16 @@ _PANEL = 1.9
 _OFTEN = 0.99
 """The share of a map that has colours of its own; the few numbers beyond have the strongest ones."""
 
-_METHODS = {
-    "input_gradient": (
-        "gradient",
-        "The gradient says how the score changes if a pixel gets a little brighter: up where it is red, down where it "
-        "is blue. It looks noisy, as it changes from pixel to pixel.",
-    ),
-    "gradient_times_input": (
-        "gradient × input",
-        "Gradient times input: what each pixel would add to the score if the network were linear. Black pixels get 0.",
-    ),
-    "smooth_grad": ("SmoothGrad", "SmoothGrad is the mean gradient of many noisy copies of the image."),
-    "integrated_gradients": (
-        "integrated gradients",
-        "Integrated gradients share out the score among the pixels: the map adds up to the difference between the "
-        "score of this image and that of an image of zeros.",
-    ),
-    "guided_backprop": (
-        "guided backprop",
-        "Guided backpropagation shows crisp edges, but it shows them for almost any class: look twice before you "
-        "believe it.",
-    ),
-    "grad_cam": (
-        "Grad-CAM",
-        "Grad-CAM shows where the last maps speak for the class. It is coarse: each of its cells stands for many "
-        "pixels.",
-    ),
-    "grad_cam_plus_plus": ("Grad-CAM++", "Grad-CAM++ is Grad-CAM for several objects of a class."),
-    "occlusion": (
-        "occlusion",
-        "Occlusion covers one part of the image after the other: red where the score falls, so this part was needed; "
-        "blue where it rises.",
-    ),
-}
-"""What the attributions of `xcnn.explain` are called, and what a student reads about them."""
-
-_OF_SIGNALS = {
-    "a pixel gets a little brighter": "a number grows a little",
-    "Black pixels": "Numbers that are 0",
-    "pixel": "number",
-    "image": "signal",
-}
-"""What is said of signals in place of images."""
-
 
 def _called(name: str) -> str:
     """Return what an attribution is called."""
-    return _METHODS[name][0] if name in _METHODS else name
+    return METHODS[name].title if name in METHODS else name
 
 
 def _example(caller: str, name: str, values: Any, *ndims: int) -> np.ndarray:
     """Return the first example of an array with a batch axis, which has one of the given numbers of axes."""
     first: np.ndarray = host(caller, name, values, *ndims)[0]
     return first
-
-
-def _image(caller: str, name: str, values: Any) -> np.ndarray:
-    """Return the first image (c, h, w) or signal (c, l) of a batch; of channels that are no colours, their mean."""
-    image = _example(caller, name, values, 3, 4)
-    if image.ndim == 3 and image.shape[0] not in (1, 3):
-        image = np.mean(image, 0, keepdims=True)
-    return image
 
 
 def _panel(canvas: Canvas, x: float, y: float, height: float, colours: np.ndarray, most: float = 3.0) -> float:
@@ -267,7 +217,7 @@ def network_maps(
     names = list(found)
     canvas, left, side, y = Canvas(6.0), 1.9, 0.62, 0.0
     if x is not None:
-        image = _image(who, "x", x)
+        image = _example(who, "x", x, 3, 4)
         canvas.text(0, side / 2, "the input", 9, bold=True)
         if image.ndim == 2:
             _signal(canvas, left, 0, 3, side, image)
@@ -300,8 +250,8 @@ def network_maps(
     caption = (
         f"{some}Each row is what a layer makes of what comes before it. The first layers find edges and spots where "
         "they are in the image; later ones have smaller maps that stand for larger parts of it, and at the end there "
-        "is one number per class. Yellow or red is much, dark blue or white is nothing, light blue is negative; each "
-        "row has a scale of its own."
+        "is one number per class. In rows with red or blue, red is above 0, white is 0 and blue below; in the others, "
+        "dark is 0 and yellow is much. Each row has a scale of its own."
     )
     return canvas.save(who, path, title or "The image on its way through the network", caption)
 
@@ -344,14 +294,17 @@ def attributions(x: Any, maps: Mapping[str, Any] | Any, path: str | Path, title:
         `xcnn.explain.ATTRIBUTIONS` are explained in the caption.
     """
     who = "attributions"
-    image = _image(who, "x", x)
+    image = _example(who, "x", x, 3, 4)
     named = dict(maps) if isinstance(maps, Mapping) else {"attribution": maps}
     if not named:
         raise UsageError(f"{who}: maps must be at least one attribution, got none")
     flat = {name: _flat(who, name, values, image.shape[1:]) for name, values in named.items()}
     canvas = Canvas()
     most = {name: _largest(one) for name, one in flat.items()}
-    caption = " ".join(_METHODS[name][1] for name in flat if name in _METHODS)
+    known = [METHODS[name] for name in flat if name in METHODS]
+    caption = " ".join(f"{one.title}: {one.shows[0].lower()}{one.shows[1:]}" for one in known)
+    if len(flat) == len(known) == 1:
+        caption = f"{known[0].shows} {known[0].careful}"
     if not caption:
         caption = "Red parts of the image raise the score of the class, blue ones lower it, white ones do not matter."
     gone = [name for name in flat if not most[name]]
@@ -361,9 +314,7 @@ def attributions(x: Any, maps: Mapping[str, Any] | Any, path: str | Path, title:
     title = title or ("Which pixels matter" + ("" if len(flat) > 1 else f": {_called(next(iter(flat)))}"))
     if image.ndim == 2:
         _of_signal(canvas, image, flat, most)
-        for word, other in _OF_SIGNALS.items():
-            title, caption = title.replace(word, other), caption.replace(word, other)
-        return canvas.save(who, path, title, caption)
+        return canvas.save(who, path, of_signals(title), of_signals(caption))
     height = _PANEL if len(flat) <= 3 else 1.45
     height = min(height, 3.0 * image.shape[1] / image.shape[2])
     right = _panel(canvas, 0, 0, height, pixels(image))
@@ -380,7 +331,7 @@ def attributions(x: Any, maps: Mapping[str, Any] | Any, path: str | Path, title:
     for k, (name, one) in enumerate(flat.items()):
         row, column = divmod(k, columns)
         left, top = (column + 1) * step, row * (2 * height + 0.5)
-        canvas.text(left, top - 0.11, _called(name), 9, most=right)
+        canvas.text(left, top - 0.11, _called(name), 8, most=right + 0.12)
         _panel(canvas, left, top, height, signed(one, most[name]))
         _panel(canvas, left, top + height + 0.08, height, _overlay(image, one, most[name]))
     return canvas.save(who, path, title, caption)
@@ -401,7 +352,7 @@ def _of_signal(canvas: Canvas, signal: np.ndarray, flat: Mapping[str, np.ndarray
     _signal(canvas, left, 0, width, 0.9, signal)
     for k, (name, one) in enumerate(flat.items()):
         y = 1.02 + 0.36 * k
-        canvas.text(0, y + 0.13, _called(name), 9, most=left - 0.1)
+        canvas.text(0, y + 0.13, of_signals(_called(name)), 9, most=left - 0.1)
         canvas.image(left, y, width, 0.26, signed(one[None], most[name]))
         canvas.box(left, y, width, 0.26, edge=GREY, line=0.6)
 
@@ -432,7 +383,7 @@ def maximized(
     height, width = made[0].shape[1:]
     tiles = _Tiles(canvas, 0, 0, 1.1 * width / max(height, width), 1.1 * height / max(height, width), 0.18)
     for one, label in zip(made, labels, strict=True):
-        tiles.draw(pixels(one if one.shape[0] in (1, 3) else one.mean(0, keepdims=True)), label)
+        tiles.draw(pixels(one), label)
     caption = (
         "No photograph: the network made these pictures. Each began as noise, and was changed in many small steps "
         "along the gradient until the number named below it was as large as possible. They show the pattern that it "
@@ -454,7 +405,7 @@ def receptive_fields(
     layers : the names of the layers to draw; by default up to eight in which the part has grown.
     """
     who = "receptive_fields"
-    image = _image(who, "x", x)
+    image = _example(who, "x", x, 3, 4)
     if image.ndim != 3:
         raise ShapeError(f"{who}: x must be images (n, c, h, w), got signals")
     for name in layers or ():

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from xcnn import models
+from xcnn._array import is_array
 from xcnn._check import shown
 from xcnn._plugins import refuse_foreign
 from xcnn.errors import UsageError, XcnnError
@@ -116,4 +117,4 @@ def _scores(checkpoint: Checkpoint, model: str | None, modules: Makers | None) -
         y = checkpoint.build(model, modules)(np.zeros((1, *checkpoint.shape), np.float32))
     except XcnnError as error:
         raise UsageError(f"the network does not take an input of the shape {checkpoint.shape}: {error}") from None
-    return int(y.shape[1]) if len(y.shape) == 2 else 0
+    return int(y.shape[1]) if is_array(y) and len(y.shape) == 2 else 0  # several outputs are a tuple

@@ -39,9 +39,9 @@ def feeds(call: Call, index: tuple[int, ...]) -> Feeds:
     -------
     what : `kind` says how the numbers belong together:
 
-        - `conv`: `window` times `weight` is `products`, (channels, rows, columns); their sum and `bias`, unless it is
-          None, are the value. The window begins at `start` (row, column) of the maps of `size` (h, w), maybe in the
-          padding, on the channels from `first` on, and has the spacing `dilation`.
+        - `conv`: `window` times `weight` is `products`, (channels, rows, columns); their sum and `bias`, if not None,
+          are the value. The window begins at `start` (row, column) of the maps of `size` (h, w), maybe in the padding,
+          on the channels from `first` on, and has the spacing `dilation`.
         - `linear`: the same with vectors.
         - `max`, `mean`: of `window` (rows, columns), NaN outside the map; with `start` and `dilation` as above.
         - `norm`: `(inputs[0] - mean) / deviation * weight + bias`.

@@ -148,7 +148,7 @@ export class Layers {
     const { layer } = row;
     const { h, w } = this.#grid(layer);
     const vector = layer.shape.length === 1;
-    const wide = vector ? w * Math.max(10, Math.min(24, 320 / w)) : Math.max(40, Math.min(72, w * 2.4)) * Math.sqrt(w / h);
+    const wide = vector ? w * (h > 1 ? 10 : Math.min(24, 320 / w)) : Math.max(40, Math.min(72, w * 2.4)) * Math.sqrt(w / h);
     for (let channel = row.buttons.length; channel < (vector ? 1 : row.count); channel++) {
       const button = element("button", "", "map");
       button.type = "button";
