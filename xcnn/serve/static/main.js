@@ -136,6 +136,7 @@ function changes({ off, edited, losses, label }) {
   const count = Object.values(off).flat().length;
   const parts = [edited && "weights are changed", count && `${count} ${count === 1 ? "channel is" : "channels are"} off`].filter(Boolean);
   get("changes").textContent = parts.length ? `Not the trained network: ${parts.join(", ")}.` : "";
+  if (!parts.length && document.activeElement === get("reset")) get("pad").focus(); // it cannot keep the focus
   get("reset").disabled = !parts.length;
   const said = losses.length ? lossWords(losses, network.classes[label]) : [ABOUT_STEPS];
   const text = said.map((part) => part.textContent ?? part).join("");
