@@ -1,8 +1,10 @@
 """`xcnn.pages`: what the pages say, that they need nothing but themselves, and that no name can change them."""
 
+import base64
 import copy
 import dataclasses
 import html.parser
+import io
 import json
 import re
 import shlex
@@ -19,7 +21,7 @@ from xcnn.data import Dataset
 from xcnn.devices import to_numpy
 from xcnn.errors import DataError, DeviceError, UsageError, WriteError
 from xcnn.pages import _html, _network, _pictures, _run, _words
-from xcnn.pages.explanation import _rank_correlation
+from xcnn.pages.explanation import _compared, _rank_correlation
 from xcnn.plots import _canvas
 from xcnn.plots._methods import METHODS
 from xcnn.runs import Config, restore, train
@@ -219,10 +221,28 @@ def test_the_maps_on_a_page_are_those_of_the_network(restored, tmp_path):
 
 
 def picture(source):
-    import base64
-    import io
-
     return Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
+
+
+def test_a_map_over_an_image_shows_the_image_where_it_is_zero():
+    image, values = np.random.default_rng(0).random((1, 4, 5)), np.zeros((4, 5))
+    values[0, 0], values[1, 1] = 2.0, -2.0
+    source = re.search('src="([^"]+)"', _pictures.overlay(image, values, "both"))[1]
+    pixels = np.asarray(picture(source), float)
+    levels = np.rint(255 * np.broadcast_to(image[0, ..., None], (4, 5, 3)))
+    assert np.array_equal(pixels[2:], levels[2:])
+    assert pixels[0, 0, 0] > pixels[0, 0, 2] + 50
+    assert pixels[1, 1, 2] > pixels[1, 1, 0] + 50
+
+
+def test_filters_of_three_channels_are_shown_in_their_colours():
+    filters = np.zeros((2, 3, 2, 2))
+    filters[0, 0, 0, 0], filters[1, 2, 1, 1] = 1, -1
+    source = re.search('src="([^"]+)"', _pictures.coloured(filters, "filters", 1.0))[1]
+    pixels = np.asarray(picture(source)).tolist()
+    assert pixels[0][0] == [255, 128, 128, 255]
+    assert pixels[1][4] == [128, 128, 0, 255]
+    assert pixels[0][2][3] == 0, "between them"
 
 
 def test_pages_are_the_same_bytes_each_time(restored, reported, checkpoint, tmp_path):
@@ -300,6 +320,8 @@ def test_sizes_are_width_by_height(restored, checkpoint, tmp_path):
     said = check(tmp_path / "page.html").said
     assert "Receptive field: 5 x 3 pixels. MaxPool2d 1" in said
     assert "What the network sees: 40 x 8 pixels" in said
+    seen, *_ = [found for tag, found in check(tmp_path / "page.html").tags if found.get("class") == "seen"]
+    assert [seen[key] for key in ("x", "y", "width", "height")] == ["18.00", "3.00", "5.00", "3.00"]  # of 40 x 8
     assert "has 4 filters of 5 x 3 pixels" in check(tmp_path / "report.html").said
 
 
@@ -405,11 +427,40 @@ def test_a_report_shows_settings_history_and_mistakes(restored, reported, checkp
         k = int(re.match(r"test image (\d+):", alt)[1])
         assert alt == f"test image {k}: {test.classes[test.y[k]]}, taken for {test.classes[said[k]]}"
         assert said[k] != test.y[k]
+    captions = [words for words in page.words if words in (*test.classes, ", said ")]
+    first = int(re.findall(r"\d+", tiles[0])[0])
+    pairs = [a + b + c for a, b, c in zip(captions, captions[1:], captions[2:], strict=False)]
+    assert f"{test.classes[test.y[first]]}, said {test.classes[said[first]]}" in pairs
+    same = [k for k in (int(re.findall(r"\d+", alt)[0]) for alt in tiles[:6])
+            if (test.y[k], said[k]) == (test.y[first], said[first])]  # fmt: skip
+    assert len(same) > 1
+    assert (np.diff(certain[same]) <= 0).all(), "the most certain first"
     counts = metrics.confusion - np.diag(np.diag(metrics.confusion))
     i, j = np.unravel_index(counts.argmax(), counts.shape)
     assert tiles[0].endswith(f": {test.classes[i]}, taken for {test.classes[j]}")
     assert f"{test.classes[i]} taken for {test.classes[j]}: {counts[i, j]} times" in page.said
     assert path.stat().st_size < 200_000
+
+
+def test_the_tables_of_layers_say_what_the_functions_do(restored, checkpoint, tmp_path):
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 10))
+    model.reset_parameters(0)
+    model[0].bias.data[1] = -1e6
+    pages.report(dataclasses.replace(restored, model=model), checkpoint.parent, tmp_path / "report.html")
+    page, fields = check(tmp_path / "report.html"), explain.receptive_fields(model, (1, 8, 8))
+    sizes = {name: " x ".join(map(str, field.size)) for name, field in fields.items()}
+    rows = [
+        [row.name, row.layer, f"{row.parameters:,}", f"{row.multiply_adds:,}", sizes[row.name]]
+        for row in nn.summary(model, (1, 8, 8)).rows
+    ]
+    assert [[*row[:2], *row[3:6]] for row in page.tables["The layers"][1:-1]] == rows
+    assert page.tables["The layers"][-1][3] == f"{sum(slot.data.size for slot in model.parameters()):,}"
+    statistics = explain.activation_statistics(model, restored.test_set()[:1000])
+    head, *rows = page.tables["The output of each layer"]
+    assert [row[head.index("dead")] for row in rows] == ["", "1 of 3", "", ""]
+    column = head.index("largest")
+    assert [row[column] for row in rows] == [f"{row.maximum:.3g}" for row in statistics]
+    assert "1 unit is dead, in 1 layer." in page.said
 
 
 class Begin(Callback):
@@ -733,6 +784,13 @@ def test_rank_correlation():
     assert _rank_correlation(a, b) == pytest.approx(np.corrcoef(ranks(a), ranks(b))[0, 1])
     assert _rank_correlation(a, 2 * a + 1) == pytest.approx(1)
     assert _rank_correlation(a, np.zeros(200)) is None
+    for other, words in (
+        (a, "much alike (rank correlation 1.00), so most of this map comes from the image"),
+        (rng.random(200), "hardly alike (rank correlation "),
+        (np.ones(200), "Its map is the same everywhere"),
+    ):
+        assert words in "".join(_compared(a, other))
+    assert "The map above is the same everywhere" in "".join(_compared(np.ones(200), a))
 
 
 def test_every_layer_has_its_words():

@@ -143,3 +143,12 @@ def test_long_names_and_equal_ones_leave_room_for_results(tmp_path: Path) -> Non
     bars = np.all(drawn == (187, 187, 187), axis=-1) | np.all(drawn == (68, 119, 170), axis=-1)
     rows = np.flatnonzero(bars.sum(axis=1) > 20)  # more than a letter
     assert 1 + np.sum(np.diff(rows) > 1) == 3, "a bar for each class"
+
+
+def test_no_name_can_change_an_svg(tmp_path: Path) -> None:
+    names = ["font-family: a", ' id="x" href="#', "url(#y)", "stroke: #000000", "</text><script>", "<svg", "&amp;"]
+    text = plots.confusion(np.eye(7, dtype=int), names, tmp_path / "a.svg", names[1]).read_text("utf-8")
+    root = ElementTree.fromstring(text)
+    words = {"".join(found.itertext()) for found in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {name.strip() for name in names} <= {word.strip() for word in words}
+    assert root.get("aria-label") == names[1]

@@ -122,21 +122,24 @@ def _svg(figure: Any, label: str) -> str:
     text = made.getvalue()[made.getvalue().index("<svg") :]
     # In a page, this style would be that of everything else, too.
     text = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
-    text = text.replace("stroke: #000000", "stroke: currentColor")  # Matplotlib leaves out `fill: #000000`
-    text = re.sub(r"font-family: [^;\"]*", "font-family: 'DejaVu Sans', Verdana, sans-serif", text)
-    spoken = f'role="img" aria-label={quoteattr(label)}' if label else 'role="img"'
-    head = f'<svg {spoken} fill="currentColor" stroke-linejoin="round" stroke-linecap="butt"'
-    text = text.replace("<svg", head, 1)
-    text = text.replace("\n", f"\n {_STANDALONE}\n", 1) if text.partition("\n")[0].endswith(">") else text
     # A page may hold several pictures, and an id only once: those that are used begin with what is in the picture.
-    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
-    own = hashlib.sha256(text.encode()).hexdigest()[:8]
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', "".join(re.findall("<[^>]*>", text))))
+    own = hashlib.sha256((text + label).encode()).hexdigest()[:8]
 
     def renamed(found: re.Match[str]) -> str:
         return f' id="{own}-{found[1]}"' if found[1] in used else ""
 
-    text = re.sub(r' id="([^"]*)"', renamed, text)
-    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{own}-", text)
+    def cleaned(found: re.Match[str]) -> str:
+        tag = found[0].replace("stroke: #000000", "stroke: currentColor")  # Matplotlib leaves out `fill: #000000`
+        tag = re.sub(r"font-family: [^;\"]*", "font-family: 'DejaVu Sans', Verdana, sans-serif", tag)
+        tag = re.sub(r' id="([^"]*)"', renamed, tag)
+        return re.sub(r'(url\(#|href="#)', rf"\g<1>{own}-", tag)
+
+    text = re.sub("<[^>]*>", cleaned, text)  # only tags: a text may be the name of a class, which says what it likes
+    spoken = f'role="img" aria-label={quoteattr(label)}' if label else 'role="img"'
+    head = f'<svg {spoken} fill="currentColor" stroke-linejoin="round" stroke-linecap="butt"'
+    text = text.replace("<svg", head, 1)
+    text = text.replace("\n", f"\n {_STANDALONE}\n", 1) if text.partition("\n")[0].endswith(">") else text
     return '<?xml version="1.0" encoding="utf-8"?>\n' + text
 
 
