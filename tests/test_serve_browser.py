@@ -204,7 +204,7 @@ def test_a_class_lets_its_gradient_flow_back(browser: Browser) -> None:
     dx = browser.array("dx", view=View({}, 7)).sum(axis=0)
     shade = np.reshape(browser.picture("#over"), (*dx.shape, 4))
     strong = np.abs(dx) > 0.3 * np.abs(dx).max()
-    assert (shade[strong][:, 0] > shade[strong][:, 2]).tolist() == (dx[strong] > 0).tolist()  # orange is for
+    assert (shade[strong][:, 0] > shade[strong][:, 2]).tolist() == (dx[strong] > 0).tolist()  # red is for
     np.testing.assert_allclose(shade[..., 3], np.abs(dx) / np.abs(dx).max() * 255, atol=1)
     assert browser.picture("#rows .map canvas") != outputs
     browser.label("gradient of 0 Conv2d, channel 0, ")

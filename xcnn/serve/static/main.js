@@ -67,9 +67,9 @@ function explain({ dx, why }, { target, unexplained }) {
 }
 
 const TEXT = {
-  gradient: "Orange: the score rises if the pixel gets lighter. Blue: it falls. The layers show the gradients on the way back.",
-  grad_cam: "Orange: where the maps of the last convolution speak for the class. It is coarse. Channels that are switched off count as on here.",
-  occlusion: "Orange: where covering the picture takes away score; blue: where that adds some. Channels that are switched off count as on here.",
+  gradient: "Red: the score rises if the pixel gets lighter. Blue: it falls. The layers show the gradients on the way back.",
+  grad_cam: "Red: where the maps of the last convolution speak for the class. It is coarse. Channels that are switched off count as on here.",
+  occlusion: "Red: where covering the picture takes away score; blue: where that adds some. Channels that are switched off count as on here.",
 };
 
 let quiet = 0;

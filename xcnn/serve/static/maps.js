@@ -51,7 +51,7 @@ export function paint(canvas, numbers, start, h, w, scale) {
   context.putImageData(canvas.pixels, 0, 0);
 }
 
-/** Draws what speaks for (orange) and against (blue) over a picture, the more opaque the larger. */
+/** Draws what speaks for (red) and against (blue) over a picture, the more opaque the larger. */
 export function paintOver(canvas, numbers, h, w) {
   canvas.width = w;
   canvas.height = h;
