@@ -652,21 +652,22 @@ def test_slow_clients_are_sent_away(page: Page, monkeypatch: pytest.MonkeyPatch)
     assert answer.startswith(b"HTTP/1.1 408")
 
 
-def connections(page: Page, wanted: int) -> int:
-    """Return how many connections are open, as soon as it is as wanted."""
-    deadline = time.monotonic() + 20
-    while (found := len(page.server._server.server_state.connections)) != wanted and time.monotonic() < deadline:
+def all_closed(page: Page, answered: int = 0) -> bool:
+    """Return whether no connection is open any more, after a number of answers."""
+    state, deadline = page.server._server.server_state, time.monotonic() + 20
+    while (state.connections or state.total_requests < answered) and time.monotonic() < deadline:
         time.sleep(0.01)
-    return found
+    return not state.connections
 
 
 def test_clients_that_do_not_read_are_sent_away(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_room, "_READ_SECONDS", 0.2)
     request = f"GET /main.js HTTP/1.1\r\nHost: 127.0.0.1:{page.server.port}\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", page.server.port), timeout=20) as client:
+        answered = page.server._server.server_state.total_requests
         client.sendall(request * 800)  # more than the system keeps for a client that reads nothing
-        assert connections(page, 1) == 1
-        assert connections(page, 0) == 0
+        assert all_closed(page, answered + 1)
+        assert page.server._server.server_state.total_requests < answered + 800
     whole = page.request("GET", "/main.js")[2]
     with socket.create_connection(("127.0.0.1", page.server.port), timeout=20) as client:
         client.sendall(request * 20)
@@ -679,7 +680,7 @@ def test_too_many_connections_are_closed(
     page: Page, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(server_room, "_CONNECTIONS", 5)
-    assert connections(page, 0) == 0
+    assert all_closed(page)
     clients = [socket.create_connection(("127.0.0.1", page.server.port), timeout=20) for _ in range(50)]
     closed = 0
     for client in reversed(clients):  # the first five stay open
@@ -690,7 +691,7 @@ def test_too_many_connections_are_closed(
     assert closed == 45
     for client in clients:
         client.close()
-    assert connections(page, 0) == 0
+    assert all_closed(page)
     assert page.request("GET", "/")[0] == 200
     assert capfd.readouterr() == ("", "")
 
@@ -716,6 +717,18 @@ def test_too_many_requests_are_refused(page: Page, monkeypatch: pytest.MonkeyPat
     for _ in range(4):
         look()
     assert statuses == [200, 200, 200, 429, 429]
+
+
+def test_the_process_can_end_while_the_network_runs(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends, run = [], page.session._run
+
+    def watched() -> Any:
+        ends.append(threading.current_thread().daemon)  # which the interpreter does not wait for
+        return run()
+
+    monkeypatch.setattr(page.session, "_run", watched)
+    page.ask("look")
+    assert set(ends) == {True}
 
 
 def test_an_unexpected_error_is_told_once(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -764,19 +777,17 @@ def start(*arguments: object, folder: Path) -> tuple[subprocess.Popen[str], str]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for other processes")
-def test_the_command_serves_until_ctrl_c(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_command_serves_until_ctrl_c(
+    checkpoint: Path, tmp_path: Path, xcnn: Callable[..., tuple[int, str, str]]
+) -> None:
     process, url = start(checkpoint, folder=tmp_path)
     try:
         port = int(url.rpartition(":")[2].strip("/"))
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         connection.request("GET", "/api/about")
         assert json.loads(connection.getresponse().read())["test"] == 360
-        other = subprocess.run(
-            [sys.executable, "-m", "xcnn", "serve", str(checkpoint), "--port", str(port)],
-            capture_output=True, text=True, cwd=tmp_path, check=False,
-        )  # fmt: skip
-        assert (other.returncode, other.stdout) == (2, "")
-        assert other.stderr == f"error: --port {port} is in use; choose another one, or 0 for any that is free\n"
+        said = f"error: --port {port} is in use; choose another one, or 0 for any that is free\n"
+        assert xcnn("serve", "--port", port) == (2, "", said)  # before a network is trained, as there is no run
         process.send_signal(signal.SIGINT)  # while a connection is open
         out, err = process.communicate(timeout=20)
         connection.close()

@@ -204,7 +204,7 @@ def test_a_class_lets_its_gradient_flow_back(browser: Browser) -> None:
     dx = browser.array("dx", view=View({}, 7)).sum(axis=0)
     shade = np.reshape(browser.picture("#over"), (*dx.shape, 4))
     strong = np.abs(dx) > 0.3 * np.abs(dx).max()
-    assert (shade[strong][:, 0] > shade[strong][:, 2]).tolist() == (dx[strong] > 0).tolist()  # orange is for
+    assert (shade[strong][:, 0] > shade[strong][:, 2]).tolist() == (dx[strong] > 0).tolist()  # red is for
     np.testing.assert_allclose(shade[..., 3], np.abs(dx) / np.abs(dx).max() * 255, atol=1)
     assert browser.picture("#rows .map canvas") != outputs
     browser.label("gradient of 0 Conv2d, channel 0, ")
@@ -230,8 +230,10 @@ def test_a_step_lowers_the_loss_and_can_be_undone(browser: Browser) -> None:
         f"Loss {before:.3g} → {after:.3g} for this picture as 3: {100 * (1 - after / before):.1f} % lower"
     )
     assert "weights are changed" in browser.find("#changes").text
-    browser.find("#reset").click()
+    browser.find("#reset").send_keys(Keys.ENTER)
     browser.wait(lambda: browser.find("#changes").text, lambda came: came == "")
+    assert browser.run("document.activeElement.id") == "pad"
+    assert browser.find("#losses").text.startswith("A step changes every weight a little")
     now = browser.session.model.state_dict()
     assert all(np.array_equal(now[name], trained[name]) for name in trained)
 
@@ -299,6 +301,9 @@ def test_everything_works_by_keyboard(browser: Browser) -> None:
     assert focused() == "off"
     press(Keys.ESCAPE)
     assert browser.run("document.activeElement.ariaLabel").startswith("0 Conv2d, channel 1")
+    press(Keys.ENTER)  # into the map again, where it was
+    browser.wait(lambda: browser.run("document.activeElement.className"), lambda came: "inside" in came)
+    assert where in browser.neuron()
     press(Keys.ESCAPE, Keys.ARROW_DOWN)
     assert browser.run("document.activeElement.ariaLabel").startswith("1 ReLU, channel 1")
 

@@ -44,7 +44,7 @@ def serve(
     open
         open the page in the browser.
     """
-    check()
+    check(port)  # before anything is loaded or trained
     restored = (source or Source()).restore(_newest() if checkpoint is None else checkpoint, Bar())
     server = Server(Session(restored, note), port, note)
     print_line(server.url)

@@ -1,8 +1,12 @@
 """The routes of the page: its files, and what it may ask of a session. Nothing else of the machine can be reached."""
 
+import asyncio
+import contextlib
 import importlib.resources
 import json
+import queue
 import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +19,7 @@ from xcnn.serve.limits import Guard, refusal
 from xcnn.serve.session import WHY, Answer, Session, View
 from xcnn.serve.wire import finite, pack
 
-__all__ = ["FILES", "make_app"]
+__all__ = ["FILES", "Worker", "make_app"]
 
 FILES = {
     "index.html": "text/html; charset=utf-8",
@@ -37,10 +41,48 @@ _USUAL = 16
 _PLACE = list[int]
 
 
-def make_app(session: Session, port: int, tell: Callable[[str], object]) -> Guard:
+class Worker:
+    """A thread that does one task after the other until it is stopped, or the process ends, in the middle of a task."""
+
+    def __init__(self) -> None:
+        self._tasks = queue.SimpleQueue[Callable[[], object] | None]()
+        self._thread = threading.Thread(target=self._work, name="xcnn serve: network", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            task()
+            del task
+
+    async def run(self, function: Callable[[], bytes]) -> bytes:
+        """Return what a function returns, or raise what it raises, in the thread."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[bytes] = loop.create_future()
+
+        def settle(result: bytes, error: Exception | None) -> None:
+            if not done.done():  # cancelled, as the server ends
+                done.set_result(result) if error is None else done.set_exception(error)
+
+        def task() -> None:
+            result, failure = b"", None
+            try:
+                result = function()
+            except Exception as error:
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the server has ended
+                loop.call_soon_threadsafe(settle, result, failure)
+
+        self._tasks.put(task)
+        return await done
+
+    def stop(self) -> None:
+        """End the thread after the tasks that wait."""
+        self._tasks.put(None)
+
+
+def make_app(session: Session, worker: Worker, port: int, tell: Callable[[str], object]) -> Guard:
     """Return the ASGI application of the page on a session, which listens on a port; for `tell` see `Guard`."""
     from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
     from starlette.responses import Response
@@ -65,7 +107,7 @@ def make_app(session: Session, port: int, tell: Callable[[str], object]) -> Guar
             if came != kind:
                 raise HTTPException(415, f"the content type must be {kind}, got {shown(came)}")
             view, body = _view(request.query_params.multi_items(), len(session.classes)), await request.body()
-            return Response(await run_in_threadpool(_packed, make, body, view), media_type=_BYTES)
+            return Response(await worker.run(lambda: pack(*make(body, view))), media_type=_BYTES)
 
         return endpoint
 
@@ -101,10 +143,6 @@ def make_app(session: Session, port: int, tell: Callable[[str], object]) -> Guar
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return Guard(app, port, tell)
-
-
-def _packed(make: Callable[[bytes, View], Answer], body: bytes, view: View) -> bytes:
-    return pack(*make(body, view))
 
 
 def _view(pairs: list[tuple[str, str]], classes: int) -> View:

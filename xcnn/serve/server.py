@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from xcnn._check import integer
 from xcnn.errors import UsageError, XcnnError
-from xcnn.serve.app import make_app
+from xcnn.serve.app import Worker, make_app
 from xcnn.serve.limits import HEADERS, refusal
 from xcnn.serve.session import Session
 
@@ -30,14 +30,15 @@ _LAST_SECONDS = 1
 """How long the server waits for the end of what is being answered or refused, before it closes."""
 
 
-def check() -> None:
-    """Raise an XcnnError if Starlette or Uvicorn, the extra `serve`, is not installed."""
+def check(port: int = 0) -> None:
+    """Raise what `Server` would: an XcnnError if a package is missing, a UsageError if the port cannot be used."""
     try:
         import starlette
         import uvicorn
     except ImportError as error:
         raise XcnnError(f"the page needs {error.name}, which is not installed: pip install 'xcnn[serve]'") from None
     del starlette, uvicorn
+    _bound(port).close()
 
 
 class Server:
@@ -70,13 +71,17 @@ class Server:
         self._socket = _bound(port)
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/"
-        self._server = _uvicorn(make_app(session, self.port, tell))
+        self._worker = Worker()
+        self._server = _uvicorn(make_app(session, self._worker, self.port, tell))
         self._thread: threading.Thread | None = None
 
     def run(self) -> None:
         """Serve until Ctrl-C, which raises KeyboardInterrupt, or `stop`."""
-        with self._socket:
-            self._server.run(sockets=[self._socket])
+        try:
+            with self._socket:
+                self._server.run(sockets=[self._socket])
+        finally:
+            self._worker.stop()
 
     def stop(self) -> None:
         """Let `run` return; from any thread."""

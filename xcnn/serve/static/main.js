@@ -67,9 +67,9 @@ function explain({ dx, why }, { target, unexplained }) {
 }
 
 const TEXT = {
-  gradient: "Orange: the score rises if the pixel gets lighter. Blue: it falls. The layers show the gradients on the way back.",
-  grad_cam: "Orange: where the maps of the last convolution speak for the class. It is coarse. Channels that are switched off count as on here.",
-  occlusion: "Orange: where covering the picture takes away score; blue: where that adds some. Channels that are switched off count as on here.",
+  gradient: "Red: the score rises if the pixel gets lighter. Blue: it falls. The layers show the gradients on the way back.",
+  grad_cam: "Red: where the maps of the last convolution speak for the class. It is coarse. Channels that are switched off count as on here.",
+  occlusion: "Red: where covering the picture takes away score; blue: where that adds some. Channels that are switched off count as on here.",
 };
 
 let quiet = 0;
@@ -136,6 +136,7 @@ function changes({ off, edited, losses, label }) {
   const count = Object.values(off).flat().length;
   const parts = [edited && "weights are changed", count && `${count} ${count === 1 ? "channel is" : "channels are"} off`].filter(Boolean);
   get("changes").textContent = parts.length ? `Not the trained network: ${parts.join(", ")}.` : "";
+  if (!parts.length && document.activeElement === get("reset")) get("pad").focus(); // it cannot keep the focus
   get("reset").disabled = !parts.length;
   const said = losses.length ? lossWords(losses, network.classes[label]) : [ABOUT_STEPS];
   const text = said.map((part) => part.textContent ?? part).join("");

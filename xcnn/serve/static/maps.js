@@ -51,7 +51,7 @@ export function paint(canvas, numbers, start, h, w, scale) {
   context.putImageData(canvas.pixels, 0, 0);
 }
 
-/** Draws what speaks for (orange) and against (blue) over a picture, the more opaque the larger. */
+/** Draws what speaks for (red) and against (blue) over a picture, the more opaque the larger. */
 export function paintOver(canvas, numbers, h, w) {
   canvas.width = w;
   canvas.height = h;
@@ -196,6 +196,7 @@ export class Layers {
     const mark = { left: x / w, top: y / h, width: 1 / w, height: 1 / h };
     for (const [side, share] of Object.entries(mark)) this.marker.style[side] = `${share * 100}%`;
     button.append(this.marker);
+    this.at = { channel, row: y, column: x };
     this.chosen(row.place, vector ? [y * w + x] : [channel, y, x], byKey);
   }
 
@@ -205,9 +206,10 @@ export class Layers {
       this.#choose(row, button, at);
       return;
     }
-    if (this.inside) return this.onward(); // a key: into the map, at its middle, and then on to its panel
+    if (this.inside) return this.onward(); // a key: into the map, where it was or at the middle, and then on to its panel
     const { h, w } = this.#grid(row.layer);
-    this.inside = { button, channel, row: Math.floor((h - 1) / 2), column: Math.floor((w - 1) / 2) };
+    const middle = { channel, row: Math.floor((h - 1) / 2), column: Math.floor((w - 1) / 2) };
+    this.inside = { button, ...(this.marker.parentElement === button ? this.at : middle) };
     button.classList.add("inside");
     this.kept = true;
     this.#choose(row, button, this.inside, true);

@@ -3,6 +3,7 @@
 import { color, element } from "./maps.js";
 
 const MOST = 12; // rows of the table of a linear layer
+const OFF = "Switched off, so the value is 0 whatever comes in. When it is on, it is computed so:";
 
 const number = (value, digits = 3) => (Number.isFinite(value) ? Number(value.toPrecision(digits)).toString().replace("-", "−") : "not finite");
 const plain = (value, digits) => value.toFixed(digits).replace(/^-(0\.0*)$/, "$1");
@@ -77,7 +78,7 @@ export class Neuron {
     this.#look();
     if (header.feeds.kind === "conv") this.#conv();
     else if (header.feeds.kind === "linear") this.#linear();
-    else this.parts.replaceChildren(...this.#others());
+    else this.parts.replaceChildren(...(header.off ? [element("p", OFF, "small")] : []), ...this.#others());
   }
 
   /** Draws the picture with the frame around the receptive field. */
@@ -208,13 +209,12 @@ export class Neuron {
   #others() {
     const { header, arrays } = this.answer;
     const { feeds, value } = header;
-    const off = header.off ? "Switched off, so the value is 0 whatever comes in. If it were on: " : "";
-    const say = (text) => [element("p", off + text, "small")];
+    const say = (text) => [element("p", text, "small")];
     if (feeds.kind === "max" || feeds.kind === "mean") {
       const { data, shape } = arrays.window;
       if (data.length > 400) return say(`The ${feeds.kind === "max" ? "largest" : "mean"} of ${data.length} numbers of the map before.`);
       const best = feeds.kind === "max" ? data.indexOf(data.reduce((a, b) => (b > a || Number.isNaN(a) ? b : a))) : -1;
-      const made = grid(off + (feeds.kind === "max" ? "the largest of" : "the mean of"), ...shape);
+      const made = grid(feeds.kind === "max" ? "the largest of" : "the mean of", ...shape);
       made.cells.forEach((cell, i) => {
         fill(cell, data[i], peak(data));
         cell.classList.toggle("best", i === best);
@@ -223,7 +223,7 @@ export class Neuron {
     }
     if (feeds.kind === "norm") {
       const [from] = feeds.inputs;
-      return say(`(${number(from)} − mean ${number(feeds.mean)}) / deviation ${number(feeds.deviation)} × weight ${number(feeds.weight)} + bias ${number(feeds.bias)}${off ? "" : ` = ${number(value)}`}`);
+      return say(`(${number(from)} − mean ${number(feeds.mean)}) / deviation ${number(feeds.deviation)} × weight ${number(feeds.weight)} + bias ${number(feeds.bias)}${header.off ? "" : ` = ${number(value)}`}`);
     }
     if (feeds.kind === "same") {
       const relu = this.layers[header.layer].kind === "ReLU";
@@ -235,7 +235,7 @@ export class Neuron {
       const where = feeds.source.length === 3 ? `in channel ${c}, row ${row}, column ${column}` : `at place ${feeds.source.join(", ")}`;
       return say(`The same number as ${where} of the layer before.`);
     }
-    return say("Computed from more numbers than fit here.");
+    return say("Computed from more numbers than fit here, or by a layer that this page does not know.");
   }
 }
 
