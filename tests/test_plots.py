@@ -152,3 +152,28 @@ def test_no_name_can_change_an_svg(tmp_path: Path) -> None:
     words = {"".join(found.itertext()) for found in root.iter("{http://www.w3.org/2000/svg}text")}
     assert {name.strip() for name in names} <= {word.strip() for word in words}
     assert root.get("aria-label") == names[1]
+
+
+def test_a_confusion_matrix_is_shaded_by_shares_of_the_true_class(tmp_path: Path) -> None:
+    drawn = pixels(plots.confusion(np.asarray([[90, 10], [5, 5]]), ("cat", "dog"), tmp_path / "c.png"))
+    red = drawn[..., 0] - drawn[..., 2]
+    red[:, int(0.7 * red.shape[1]) :] = 0  # the scale
+    (down, left), (up, right) = (
+        np.argwhere(these).mean(axis=0) for these in (red > 0.9 * red.max(), (red > 20) & (red < 0.5 * red.max()))
+    )
+    assert down > up
+    assert left < right, "half of the dogs are taken for cats, and a tenth of the cats for dogs"
+
+
+def test_lines_of_curves_have_the_colours_of_their_names(tmp_path: Path) -> None:
+    records = [{"epoch": i, "train_loss": 1.0, "val_loss": 2.0} for i in range(1, 4)]
+    root = ElementTree.parse(plots.curves(records, tmp_path / "a.svg")).getroot()
+    drawn = []
+    for one in root.iter():
+        colour = re.search("stroke: (#4477aa|#ee6677)", one.get("style", ""))
+        drawn += [colour[1]] if colour and one.tag.endswith("path") else []
+        drawn += [one.text] if one.text in ("training", "validation") else []
+    assert drawn[-4:] == ["#4477aa", "training", "#ee6677", "validation"]
+    colours = pixels(plots.curves(records, tmp_path / "a.png"))
+    low, high = (np.argwhere(np.all(colours == one, axis=-1))[:, 0] for one in ((68, 119, 170), (238, 102, 119)))
+    assert low.min() > high.min(), "the smaller loss, that of training, is below"

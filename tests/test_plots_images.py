@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -26,6 +27,13 @@ def images(path: Path) -> list[np.ndarray]:
     """Return the images in an SVG picture, in their order."""
     found = re.findall(r'href="data:image/png;base64,\s*([^"]+)"', path.read_text("utf-8"))
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(one))).convert("RGBA")).astype(int) for one in found]
+
+
+def widths(path: Path, colour: str) -> list[float]:
+    """Return the widths of the filled boxes of a colour in an SVG picture, in inches."""
+    found = re.findall(rf'<path d="([^"]+)"[^>]*style="fill: {colour}', path.read_text("utf-8"))
+    corners = [np.asarray(re.findall(r"-?[\d.]+", one), float).reshape(-1, 2) for one in found]
+    return [float(np.ptp(one[:, 0])) / 72 for one in corners]
 
 
 def redder(colours: np.ndarray) -> np.ndarray:
@@ -109,6 +117,13 @@ def test_an_attribution_is_drawn_with_its_signs_and_over_the_image(tmp_path: Pat
     assert "hint, no proof" in joined(tmp_path / "a.svg")
 
 
+def test_one_large_number_does_not_make_a_map_pale(tmp_path: Path) -> None:
+    map = np.ones((1, 20, 20))
+    map[0, 0, 0] = 1000
+    _, colours, _ = images(plots.attributions(np.zeros((1, 1, 20, 20)), map, tmp_path / "a.svg"))
+    assert colours[5, 5].tolist() == colours[0, 0].tolist()
+
+
 def test_several_attributions_of_any_size_are_drawn_together(tmp_path: Path) -> None:
     x = RNG.random((1, 1, 8, 8))
     maps = {"grad_cam": np.ones((1, 2, 2)), "occlusion": np.zeros((1, 8, 8)), "my own": x}
@@ -139,18 +154,18 @@ def test_every_attribution_has_its_words_of_images_and_of_signals(tmp_path: Path
 
 
 def test_a_receptive_field_is_framed_where_it_is(tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Conv2d(1, 1, 3), nn.MaxPool2d(2), nn.Conv2d(1, 1, 3))
+    model = nn.Sequential(nn.Conv2d(1, 1, (3, 5)), nn.MaxPool2d(2), nn.Conv2d(1, 1, 3))
     model.reset_parameters(0)
-    fields = explain.receptive_fields(model, (1, 12, 12))
-    path = plots.receptive_fields(np.ones((1, 1, 12, 12)), fields, tmp_path / "a.svg")
+    fields = explain.receptive_fields(model, (1, 12, 16))
+    path = plots.receptive_fields(np.ones((1, 1, 12, 16)), fields, tmp_path / "a.svg")
     for name, colours in zip(("0", "1", "2"), images(path), strict=True):
         middle = tuple(size // 2 for size in fields[name].shape[1:])
-        bright = np.zeros((12, 12), bool)
+        bright = np.zeros((12, 16), bool)
         bright[fields[name].window(middle)] = True
         np.testing.assert_array_equal(colours[..., 0] == 255, bright)
-    assert {"0 (Conv2d)", "sees 3x3 pixels", "sees 4x4 pixels", "sees 8x8 pixels"} <= set(texts(path))
+    assert {"0 (Conv2d)", "sees 3x5 pixels", "sees 4x6 pixels", "sees 8x10 pixels"} <= set(texts(path))
     with pytest.raises(UsageError, match="unknown receptive_fields: layer 'x'"):
-        plots.receptive_fields(np.ones((1, 1, 12, 12)), fields, tmp_path / "a.svg", layers=["x"])
+        plots.receptive_fields(np.ones((1, 1, 12, 16)), fields, tmp_path / "a.svg", layers=["x"])
 
 
 def test_filters_of_signals_of_three_channels_have_no_colours(tmp_path: Path) -> None:
@@ -190,6 +205,7 @@ def test_statistics_of_activations(tmp_path: Path) -> None:
     found = texts(plots.activation_statistics(rows(6), tmp_path / "a.svg"))
     assert {"l0 Conv2d", "l1 ReLU", "dead units", "saturated"} <= set(found)
     assert (found["3 of 8"], found["25%"], found["50%"]) == (2, 2, 6)
+    np.testing.assert_allclose(widths(tmp_path / "a.svg", "#ee6677"), [0.6 * 3 / 8] * 2, atol=1e-3)
     assert "Dead units here: 6." in joined(tmp_path / "a.svg")
     plots.activation_statistics(rows(300), tmp_path / "a.svg")
     assert "40 of 300 layers." in joined(tmp_path / "a.svg")
@@ -202,6 +218,7 @@ def test_confused_pairs_with_examples(tmp_path: Path) -> None:
     path = plots.confused_pairs(pairs, tmp_path / "a.svg", [RNG.random((7, 1, 4, 4)), np.zeros((0, 1, 4, 4))])
     assert len(images(path)) == 5
     assert {"a → b $x$ <b>", "2, 12.5% of a"} <= set(texts(path))
+    np.testing.assert_allclose(widths(path, "#ee6677"), [1.5, 0.75], atol=1e-3)
     with pytest.raises(UsageError, match="images must be 2 arrays, one per pair, got 1"):
         plots.confused_pairs(pairs, tmp_path / "a.svg", [[]])
     with pytest.raises(UsageError, match="at least one pair"):
@@ -224,6 +241,9 @@ def test_an_embedding_names_its_classes(tmp_path: Path) -> None:
     assert len([text for text in found if re.fullmatch(r"n\d+", text)]) == 20
     assert "10 more classes" in joined(tmp_path / "a.svg")
     assert "Distances between groups, and their sizes, mean nothing." in joined(tmp_path / "a.svg")
+    root = ElementTree.parse(plots.embedding([[0, 0], [1, 5]], [0, 1], ["a", "b"], tmp_path / "b.svg")).getroot()
+    at = {one.text: float(one.get("y", 0)) for one in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert at["b"] < at["a"], "larger numbers are higher"
     plots.embedding(np.zeros((3, 2)), [0, 1, 1], ["a", "b"], tmp_path / "b.png")  # all at one place
     with pytest.raises(UsageError, match="points must be finite"):
         plots.embedding([[np.nan, 0]], [0], ["a"], tmp_path / "a.svg")
