@@ -21,12 +21,13 @@ from xcnn.data import Dataset
 from xcnn.devices import to_numpy
 from xcnn.errors import DataError, DeviceError, UsageError, WriteError
 from xcnn.pages import _html, _network, _pictures, _run, _words
-from xcnn.pages.explanation import _compared, _rank_correlation
+from xcnn.pages.explanation import _compared, _map_of, _rank_correlation
 from xcnn.plots import _canvas
 from xcnn.plots._methods import METHODS
 from xcnn.runs import Config, restore, train
 from xcnn.runs.beginning import at_start
 from xcnn.training import Callback
+from xcnn.training.terminal import duration
 
 VOID = {"br", "img", "meta"}
 
@@ -198,6 +199,7 @@ def test_an_explanation_says_what_the_network_says(restored, tmp_path):
     traced = explain.trace(restored.model, expected.image[None])
     assert [row[0] for row in page.tables["The output of each layer"][1:]] == [call.name for call in traced.layers]
     assert page.tables["The output of each layer"][1][6] == f"{to_numpy(traced.layers[0].y).max():.3g}"
+    assert f"Explained is the score of {classes[best]}: " in page.said
     assert "xcnn explain out --index 3" in page.said
     assert path.stat().st_size < 100_000
 
@@ -265,6 +267,11 @@ def test_pages_of_another_library_say_the_same(reported, checkpoint, tmp_path, d
     pages.explanation(elsewhere, tmp_path / "page.html", indices=[3])
     facts = dict(check(tmp_path / "page.html").tables["What this page was computed with"][1:])
     assert facts["computed on"].startswith(device)
+
+
+def test_channels_of_a_map_are_added():
+    x = np.random.default_rng(0).standard_normal((1, 3, 4, 5))
+    assert np.allclose(_map_of("own", lambda model, x, target: x, None, x, 0), x[0].sum(axis=0))
 
 
 def test_every_method_and_code_of_ones_own_can_be_asked(xcnn, checkpoint, tmp_path):
@@ -389,6 +396,8 @@ def test_a_report_says_what_the_test_gives(restored, reported, checkpoint):
     assert short["test accuracy"] == f"{expected.accuracy:.2%}"
     assert short["test loss"] == f"{expected.loss:.4f}"
     assert short["weights"] == restored.checkpoint.weights
+    records = map(json.loads, (checkpoint.parent / "history.jsonl").read_text().splitlines())
+    assert short["time of training"] == duration(sum(record["seconds"] for record in records))
     head, *rows = page.tables["Confusion matrix: true classes in rows, answers in columns"]
     classes = restored.checkpoint.classes
     assert head[1:] == list(classes)
