@@ -217,10 +217,11 @@ def endurance(session: nox.Session) -> None:
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """Use the page of `xcnn serve` in Chromium, which must be installed with its driver, as in Debian's packages."""
+    """Use the pages in Chromium, which must be installed with its driver, as in Debian's packages."""
     session.install(".[test]", "selenium>=4.20")
     data = {"XCNN_TEST_DATA": str(DATA)} if DATA.is_dir() else {}
-    session.run("python", "-m", "pytest", "-rA", "tests/test_serve_browser.py", *session.posargs, env=data)
+    files = ["tests/test_serve_browser.py", "tests/test_pages_browser.py"]
+    session.run("python", "-m", "pytest", "-rA", *files, *session.posargs, env=data)
 
 
 @nox.session

@@ -529,6 +529,7 @@ def test_requests_of_other_sites_are_refused(page: Page) -> None:
         status, headers, _ = page.request("GET", "/", headers={"Host": host})
         assert status == 421
         assert "content-security-policy" in headers
+    assert raw(page, b"GET / HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 421")
     for host in (f"localhost:{port}", f"[::1]:{port}", f"LOCALHOST:{port}"):
         assert page.request("GET", "/", headers={"Host": host})[0] == 200
     for origin in ("http://evil.example", "null", f"https://127.0.0.1:{port}", f"http://localhost:{port}"):
@@ -680,6 +681,7 @@ def test_too_many_connections_are_closed(
     page: Page, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(server_room, "_CONNECTIONS", 5)
+    monkeypatch.setattr(server_room, "_HEAD_SECONDS", 60.0)  # none is closed for being silent
     assert all_closed(page)
     clients = [socket.create_connection(("127.0.0.1", page.server.port), timeout=20) for _ in range(50)]
     closed = 0

@@ -59,7 +59,7 @@ export function paintOver(canvas, numbers, h, w) {
   const image = context.createImageData(w, h);
   const most = numbers.reduce((peak, one) => Math.max(peak, Math.abs(one) || 0), 0) || 1;
   for (let i = 0; i < h * w; i++) {
-    const [r, g, b] = numbers[i] > 0 ? [255, 140, 0] : [50, 130, 255];
+    const [r, g, b] = numbers[i] > 0 ? [255, 70, 50] : [50, 130, 255];
     image.data.set([r, g, b, 255 * Math.min(1, Math.abs(numbers[i]) / most)], 4 * i);
   }
   context.putImageData(image, 0, 0);
