@@ -193,6 +193,16 @@ def test_images_that_excite_a_network_have_their_labels(tmp_path: Path) -> None:
         plots.maximized(made, tmp_path / "a.svg", ["a"])
 
 
+def test_an_image_is_not_upside_down(tmp_path: Path) -> None:
+    image = np.zeros((3, 2, 2))
+    image[0, 0, 1] = image[2, 1, 0] = 1
+    with Image.open(plots.maximized([image], tmp_path / "a.png")) as drawn:
+        colours = np.asarray(drawn.convert("RGB"))
+    red, blue = (np.argwhere(np.all(colours == one, axis=-1)).mean(axis=0) for one in ((255, 0, 0), (0, 0, 255)))
+    assert red[0] < blue[0]
+    assert red[1] > blue[1]
+
+
 def rows(count: int) -> list[LayerStatistics]:
     kinds = [("Conv2d", None, None), ("ReLU", 3, None), ("Tanh", None, 0.25)]
     return [

@@ -170,6 +170,18 @@ def test_every_connection_is_a_line_that_crosses_no_box(
             assert apart or one.y >= other.y + other.height or other.y >= one.y + one.height
 
 
+def test_boxes_name_the_options_that_matter_and_count_shared_weights_once(tmp_path: Path) -> None:
+    shared = nn.Conv2d(4, 4, 3, padding=1, dilation=1)
+    first, last = nn.Conv2d(4, 4, (1, 3), stride=2, groups=2), nn.Conv2d(4, 4, 3, groups=4, dilation=2)
+    model = nn.Sequential(first, nn.MaxPool2d(2), shared, shared, last)
+    model.reset_parameters(0)
+    found = texts(plots.network(model, (4, 32, 32), tmp_path / "a.svg"))
+    kinds = {"Conv2d 1x3, stride 2, 2 groups", "MaxPool2d 2x2", "Conv2d 3x3", "Conv2d 3x3, dilation 2, depthwise"}
+    assert kinds <= set(found), found
+    assert sum("parameters shared" in text for text in found.elements()) == 1
+    assert sum("148 parameters" in text for text in found.elements()) == 1
+
+
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="model must be a module, got int"):
         plots.network(3, (1, 8, 8), tmp_path / "a.png")

@@ -1,5 +1,6 @@
 """Pictures of the steps of a network: the numbers in their cells are those of a computation of its own."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from svg_texts import cells, joined, texts
 
 from xcnn import ops, plots
 from xcnn.errors import ShapeError, UsageError
+from xcnn.plots._matrices import CELL
 
 pytest.importorskip("matplotlib")
 
@@ -25,11 +27,21 @@ def naive(image: np.ndarray, filter: np.ndarray, padding: int, stride: int) -> n
     return out
 
 
+def framed(path: Path) -> list[list[float]]:
+    """Return left, top, width and height of each orange frame of an SVG picture, in cells from the first one."""
+    found = re.findall(r'<path d="([^"]+)"[^>]*stroke: #d64f00', path.read_text("utf-8"))
+    corners = [np.asarray(re.findall(r"-?[\d.]+", one), float).reshape(-1, 2) / 72 / CELL for one in found]
+    first = corners[0].min(axis=0)
+    return [[*(one.min(axis=0) - first), *np.ptp(one, axis=0).round(2)] for one in corners]
+
+
 def test_convolution_of_the_worked_example(tmp_path: Path) -> None:
     found = texts(plots.convolution(IMAGE, FILTER, (1, 0), tmp_path / "a.svg"))
     assert found["2·1 + 5·0 + 4·2 + 0·(-1) = 10"] == 1
-    # The map is filled up to its third place.
-    assert found >= cells(IMAGE, [[2, 5], [4, 0]], FILTER, [[2, 0], [8, 0]], [[0, 9, 10]])
+    # The map is filled up to its third place; the last number, which is 2, is not written.
+    written = cells(IMAGE, [[2, 5], [4, 0]], FILTER, [[2, 0], [8, 0]], [[0, 9, 10]])
+    assert found >= written
+    assert found["2"] == written["2"]
     assert "rows and columns: (3 - 2 + 2·0) / 1 + 1 = 2" in joined(tmp_path / "a.svg")
 
 
@@ -45,6 +57,9 @@ def test_convolution_with_padding_and_stride(tmp_path: Path, padding: int, strid
     ring = (5 + 2 * padding) * (6 + 2 * padding) - 30
     assert found["0"] >= 2 * ring
     assert found["image"] == 2
+    windows = [[left, top] for left, top, width, height in framed(tmp_path / "a.svg") if (width, height) == (2, 3)]
+    np.testing.assert_allclose(windows[0], [0, 0], atol=0.02)
+    np.testing.assert_allclose(windows[1][0], last[1] * stride, atol=0.02)
 
 
 def test_convolution_over_three_channels_adds_all_up(tmp_path: Path) -> None:
@@ -87,6 +102,13 @@ def test_pooling_and_its_gradient_are_those_of_the_op(tmp_path: Path, size: int,
     y, backward = ops.max_pool2d(x[None, None], size, stride=stride)
     found = texts(plots.pooling(x, tmp_path / "a.svg", size=size, stride=stride))
     assert found >= cells(x, y[0, 0])
+    winners = []
+    for i, j in np.ndindex(y.shape[2:]):
+        top, left = i * (stride or size), j * (stride or size)
+        window = x[top : top + size, left : left + size]
+        winners.append((left + window.argmax() % size, top + window.argmax() // size))
+    frames = [one[:2] for one in framed(tmp_path / "a.svg")]
+    np.testing.assert_allclose(frames, np.subtract(winners, winners[0]), atol=0.02)
     dy = rng.integers(1, 9, y.shape).astype(float)
     found = texts(plots.pooling_backward(x, dy[0, 0], tmp_path / "a.svg", size=size, stride=stride))
     assert found >= cells(x, dy[0, 0], backward(dy)[0][0, 0])
@@ -95,6 +117,7 @@ def test_pooling_and_its_gradient_are_those_of_the_op(tmp_path: Path, size: int,
 def test_relu_and_its_gradient(tmp_path: Path) -> None:
     x, dy = np.array([[-2.0, 0, 3], [4, -1, 5]]), np.array([[1.0, 2, 3], [4, 5, -6]])
     assert texts(plots.relu(x, tmp_path / "a.svg")) >= cells(x, [[0, 0, 3], [4, 0, 5]])
+    np.testing.assert_allclose([one[:2] for one in framed(tmp_path / "a.svg")], [[0, 0], [1, 1]], atol=0.02)
     found = texts(plots.relu_backward(x, dy, tmp_path / "a.svg"))
     assert found >= cells(dy, [[0, 0, 1], [1, 0, 1]], [[0, 0, 3], [4, 0, -6]])
 
@@ -165,3 +188,9 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, draw: object, error: ty
     with pytest.raises(error, match=message):
         draw(tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_numbers_are_light_on_dark_cells_and_dark_on_light_ones(tmp_path: Path) -> None:
+    text = plots.pooling([[0.0, 10], [0, 0]], tmp_path / "a.svg").read_text("utf-8")
+    fills = re.findall(r'<text style="[^"]*fill: (#\w+)[^"]*"[^>]*>(0|10)</text>', text)
+    assert fills[:4] == [("#ffffff", "0"), ("#222222", "10"), ("#ffffff", "0"), ("#ffffff", "0")]
