@@ -57,6 +57,8 @@ def test_convolution_with_padding_and_stride(tmp_path: Path, padding: int, strid
     ring = (5 + 2 * padding) * (6 + 2 * padding) - 30
     assert found["0"] >= 2 * ring
     assert found["image"] == 2
+    rows, columns = (f"/ {stride} + 1 = {size}" for size in expected.shape)
+    assert re.search(f"rows: [^,]*{re.escape(rows)}, columns: .*{re.escape(columns)}[.]", joined(tmp_path / "a.svg"))
     windows = [[left, top] for left, top, width, height in framed(tmp_path / "a.svg") if (width, height) == (2, 3)]
     np.testing.assert_allclose(windows[0], [0, 0], atol=0.02)
     np.testing.assert_allclose(windows[1][0], last[1] * stride, atol=0.02)
