@@ -186,7 +186,7 @@ def test_the_text_of_pages_is_readable_in_light_and_dark():
 
 def test_an_explanation_says_what_the_network_says(restored, tmp_path):
     path = tmp_path / "page.html"
-    (shown,) = pages.explanation(restored, path, indices=[3], source=["out"])
+    (shown,) = pages.explanation(restored, path, indices=[3], source="out")
     page, (expected,) = check(path), restored.predict(indices=[3])
     classes, best = restored.checkpoint.classes, int(expected.probabilities.argmax())
     assert shown[:3] == ("digits-3", f"{classes[best]} {expected.probabilities[best]:.4f}", classes[expected.truth])
@@ -379,7 +379,7 @@ def test_no_name_can_change_a_page(restored, checkpoint, tmp_path):
     (folder / "history.jsonl").write_text("\n".join([json.dumps(first), *lines[1:], "damaged", "[]"]))
     mean = hostile(restored)
     pages.report(mean, folder, tmp_path / "report.html")
-    pages.explanation(mean, tmp_path / "page.html", indices=[3, 4], source=[HOSTILE[1]], target=HOSTILE[2])
+    pages.explanation(mean, tmp_path / "page.html", indices=[3, 4], source=HOSTILE[1], target=HOSTILE[2])
     for name in ("report.html", "page.html"):
         page = check(tmp_path / name)
         assert "<script>alert(1)</script>" in page.said

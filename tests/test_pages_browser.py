@@ -60,7 +60,7 @@ def written(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     folder, restored = tmp_path_factory.mktemp("pages"), restore(checkpoint.parent)
     for name, one in (("plain", restored), ("hostile", hostile(restored))):
         pages.report(one, checkpoint.parent, folder / f"{name}-report.html")
-        pages.explanation(one, folder / f"{name}-explain.html", indices=[3, 4], source=[HOSTILE[1]])
+        pages.explanation(one, folder / f"{name}-explain.html", indices=[3, 4], source=HOSTILE[1])
     return sorted(folder.iterdir())
 
 

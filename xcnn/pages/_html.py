@@ -139,7 +139,7 @@ def figure(content: Content, *caption: Content, **attributes: Any) -> Html:
 
 
 def table(
-    caption: Content,
+    caption: str,
     head: Sequence[Content],
     rows: Iterable[Sequence[Content]],
     numbers: Collection[int] = (),
@@ -175,7 +175,7 @@ def table(
         element("tbody", body),
         class_=class_,
     )
-    return element("div", whole, class_="scroll", tabindex="0", role="group", aria_label="table")
+    return element("div", whole, class_="scroll", tabindex="0", role="group", aria_label=caption)
 
 
 class Section(NamedTuple):

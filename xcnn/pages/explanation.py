@@ -80,7 +80,7 @@ def explanation(
     methods: Sequence[str] | None = None,
     target: str | int | None = None,
     invert: bool = False,
-    source: Sequence[str] = ("RUN",),
+    source: str | Sequence[str] = "RUN",
     tell: Callable[[str], object] = lambda message: None,
 ) -> list[Shown]:
     """Write a page on what a network answers for images, why, and what each of its layers sees.
@@ -97,7 +97,8 @@ def explanation(
         as `function(model, x, target)`; by default Grad-CAM, if the network has maps, and occlusion.
     target : the class whose score is explained, by name or index; by default the most likely one of each image.
     invert : whether to turn light into dark in the files.
-    source : the words with which a command names the network, its file and flags such as `--data-dir`, for the page.
+    source : the file of the network, as a command on the page names it; or several words, with flags that follow such
+        as `--data-dir`.
     tell : called with a sentence for what the page does not show.
 
     Returns
@@ -115,6 +116,7 @@ def explanation(
         If the page cannot be written; an older one is unchanged.
     """
     path = _check.path("explanation", "path", path)
+    named = [source] if isinstance(source, str) else list(source)
     functions = methods_named(methods)
     if len(restored.checkpoint.shape) != 3:
         raise UsageError(f"the network takes inputs of shape {restored.checkpoint.shape}, not images (c, h, w)")
@@ -138,7 +140,7 @@ def explanation(
     title = f"What {network} sees in {found[0].name}" + f" and {len(found) - 1} more" * several
     sections += [
         Section("careful", "Where to be careful", _careful()),
-        Section("again", "How to make this page again", _again(restored, source, found, methods, target, invert)),
+        Section("again", "How to make this page again", _again(restored, named, found, methods, target, invert)),
     ]
     lead = element(
         "p",
