@@ -163,6 +163,9 @@ def test_a_receptive_field_is_framed_where_it_is(tmp_path: Path) -> None:
         bright = np.zeros((12, 16), bool)
         bright[fields[name].window(middle)] = True
         np.testing.assert_array_equal(colours[..., 0] == 255, bright)
+    frame = re.findall(r'<path d="([^"]+)"[^>]*stroke: #d64f00', path.read_text("utf-8"))[0]
+    across = np.asarray(re.findall(r"-?[\d.]+", frame), float)[::2] / 72 - 0.15  # in inches, without the margin
+    assert across.min() / np.ptp(across) == pytest.approx(6 / 5, abs=0.01), "columns 6 to 10"
     assert {"0 (Conv2d)", "sees 3x5 pixels", "sees 4x6 pixels", "sees 8x10 pixels"} <= set(texts(path))
     with pytest.raises(UsageError, match="unknown receptive_fields: layer 'x'"):
         plots.receptive_fields(np.ones((1, 1, 12, 16)), fields, tmp_path / "a.svg", layers=["x"])
