@@ -802,6 +802,17 @@ def test_rank_correlation():
     assert "The map above is the same everywhere" in "".join(_compared(np.ones(200), a))
 
 
+def test_what_a_kind_of_layer_does_is_said_once(restored, tmp_path):
+    layers = nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 10)
+    model = nn.Sequential(*layers)
+    model.reset_parameters(0)
+    pages.explanation(dataclasses.replace(restored, model=model), tmp_path / "why.html", indices=[0])
+    page = check(tmp_path / "why.html")
+    assert [page.said.count(_words.about_layer(layer)) for layer in layers] == [1] * len(layers)
+    assert page.said.count("These are the answer: ") == 1
+    assert page.said.count("Receptive field: ") == len(layers)
+
+
 def test_every_layer_has_its_words():
     for name in nn.__all__:
         kind = getattr(nn, name)

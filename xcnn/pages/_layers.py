@@ -27,10 +27,17 @@ _NUMBERS = 1024
 
 
 def layers_shown(found: Trace, fields: Mapping[str, Field], sizes: tuple[int, ...]) -> Content:
-    """Return the maps of every layer for one image, in their order, with what the layer does."""
+    """Return the maps of every layer for one image, in their order, and at the first of a kind what it does."""
     calls = [call for call in found.layers if is_array(call.y)]
     room = _PIXELS // max(1, len(calls))
-    figures = [_layer(call, fields.get(call.name), sizes, room, call.y is found.y) for call in calls]
+    figures, told = [], set[str]()
+    for call in calls:
+        about = about_layer(call.module)
+        words = [] if about in told else [about]
+        if call.y is found.y:
+            words.append("These are the answer: one number for each class, in the order of the classes.")
+        figures.append(_layer(call, " ".join(words), fields.get(call.name), sizes, room))
+        told.add(about)
     said = [
         "The layers in the order in which the network computes them, each with its kind and its name. A map is a "
         "picture of numbers: ",
@@ -42,7 +49,7 @@ def layers_shown(found: Trace, fields: Mapping[str, Field], sizes: tuple[int, ..
     return [element("p", said), element("div", figures, class_="layers")]
 
 
-def _layer(call: Call, field: Field | None, sizes: tuple[int, ...], room: int, last: bool) -> Html:
+def _layer(call: Call, about: str, field: Field | None, sizes: tuple[int, ...], room: int) -> Html:
     values = to_numpy(call.y)[0].astype(np.float64)
     kind = type(call.module).__name__
     facts = [f"{shape_text(values.shape)}. "]
@@ -63,10 +70,9 @@ def _layer(call: Call, field: Field | None, sizes: tuple[int, ...], room: int, l
             cells.reshape(1, -1, columns), alt, columns=1, cell=352 * columns // 32, most=largest(row), side=_SIDE
         )
         facts.append(f"The first {count} numbers are shown. " if count < len(row) else "")
-    answer = " These are what the network answers with: one number for each class, in the order of the classes." * last
     return figure(
         [element("h3", f"{kind} ", code(call.name)), maps],
-        element("p", f"{about_layer(call.module)}{answer}"),
+        element("p", about) if about else None,
         element("p", facts, class_="faint"),
         None if field is None else element("p", _field(field, sizes), class_="field"),
     )
