@@ -1,5 +1,6 @@
 """`xcnn serve`."""
 
+import contextlib
 import threading
 import webbrowser
 from pathlib import Path
@@ -51,10 +52,9 @@ def serve(
     note("ends with Ctrl-C")
     if open:
         threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end it
         server.run()
-    except KeyboardInterrupt:  # the way to end it
-        note("ended")
+    note("ended")
     return 0
 
 
