@@ -52,7 +52,8 @@ def _output(found: Trace, layer: str | None) -> Array:
     else:
         y = next((call.x for call in reversed(found.layers) if isinstance(call.module, Linear)), found.y)
     if not is_array(y) or y.ndim < 1:
-        raise UsageError(f"features: {'the output' if layer is None else layer} must be an array (n, ...)")
+        name, came = "the output" if layer is None else layer, "a number" if is_array(y) else type(y).__name__
+        raise UsageError(f"features: {name} must be an array (n, ...), got {came}")
     return y
 
 
@@ -96,7 +97,8 @@ def embed(features: Any, method: str = "pca", rng: int = 0, **options: Any) -> n
         raise ShapeError(f"embed: features must be rows of numbers (n, d), got {shown(rows)}")
     rows = rows.astype(np.float64)
     if not np.isfinite(rows).all():
-        raise UsageError("embed: features must be finite")
+        count = rows.size - int(np.isfinite(rows).sum())
+        raise UsageError(f"embed: features must be finite, got {count} numbers of {rows.size} that are not")
     if not isinstance(method, str) or method not in EMBEDDINGS:
         raise unknown("embed: method", method, EMBEDDINGS)
     if not is_integer(rng) or rng < 0:

@@ -132,7 +132,8 @@ def _leaf(caller: str, found: Trace, layer: str) -> Call:
 def _seed(caller: str, name: str, channel: int, y: Array) -> Array:
     """Return the gradient of the sum of a channel of y, in the direction of that of its mean."""
     if not is_array(y) or y.ndim < 2:
-        raise UsageError(f"{caller}: {name} must be an array (n, c, ...), and is not")
+        came = f"shape {tuple(y.shape)}" if is_array(y) else type(y).__name__
+        raise UsageError(f"{caller}: {name} must be an array (n, c, ...), got {came}")
     integer(caller, "channel", channel, 0, int(y.shape[1]) - 1)
     seed = np.zeros(tuple(y.shape), np.float32)
     seed[:, channel] = 1

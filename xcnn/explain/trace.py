@@ -190,7 +190,8 @@ def trace(
 def _mask(y: Any, channels: Sequence[int]) -> Array:
     """Return an array that is 0 at the channels of y and 1 elsewhere, and broadcasts with y."""
     if not is_array(y) or y.ndim < 2:
-        raise UsageError("off names a layer without channels")
+        came = f"shape {tuple(y.shape)}" if is_array(y) else type(y).__name__
+        raise UsageError(f"off must name layers with channels (n, c, ...), got one whose output is {came}")
     mask = np.ones((1, y.shape[1], *(1,) * (y.ndim - 2)), np.float32)
     wanted = f"off must list channels of this layer, 0 to {y.shape[1] - 1}"
     if not isinstance(channels, Iterable):

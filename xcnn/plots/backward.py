@@ -107,23 +107,22 @@ def linear_backward(x: Any, weight: Any, dz: Any, path: str | Path, *, title: st
 
     column = cell if not large else 0.16
     left = column + 0.85
+
+    def beside(top: float) -> None:
+        canvas.text(0, top - 0.11, f"dz = db{unit}", 8)
+        if large:
+            canvas.image(0, top, column, dz.size * tall, signed(dz[:, None]))
+            canvas.box(0, top, column, dz.size * tall, edge=GREY)
+        else:
+            canvas.grid(0, top, dz[:, None], cell)
+
     # The gradient of W as a table of products: dz at the left, x on top.
     _, below = bar(left, 0, "x: the input", x[None])
     y = below + 0.3
-    canvas.text(0, y - 0.11, f"dz = db{unit}", 8)
-    if large:
-        canvas.image(0, y, column, dz.size * tall, signed(dz[:, None]))
-        canvas.box(0, y, column, dz.size * tall, edge=GREY)
-    else:
-        canvas.grid(0, y, dz[:, None], cell)
+    beside(y)
     _, below = bar(left, y, "dW = dz x^T: each is the dz of its row times the x of its column", dweight)
     y = below + 0.55
-    canvas.text(0, y - 0.11, f"dz = db{unit}", 8)
-    if large:
-        canvas.image(0, y, column, dz.size * tall, signed(dz[:, None]))
-        canvas.box(0, y, column, dz.size * tall, edge=GREY)
-    else:
-        canvas.grid(0, y, dz[:, None], cell)
+    beside(y)
     _, below = bar(left, y, "W: the weights", weight)
     y = below + 0.3
     _, below = bar(left, y, "dx = W^T dz: each is the sum of its column of W, times dz", dx[None])
