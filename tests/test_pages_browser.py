@@ -1,26 +1,16 @@
 """The pages of `xcnn.pages` in a real browser, without a window: widths, colours, and that nothing is loaded."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import driver
 from test_pages import HOSTILE, hostile
 
 from xcnn import pages
 from xcnn.runs import restore
-
-selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-if CHROMIUM is None or DRIVER is None:
-    pytest.skip("chromium or chromedriver is not installed", allow_module_level=True)
-
-FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 
 CONTRAST = """
 const numbers = text => text.match(/[\\d.]+/g).map(Number);
@@ -44,14 +34,9 @@ return least;
 
 @pytest.fixture(scope="module")
 def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = selenium.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = selenium.Chrome(options=options, service=selenium.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    chrome = driver(tmp_path_factory.mktemp("chromium"))
+    yield chrome
+    chrome.quit()
 
 
 @pytest.fixture(scope="module")

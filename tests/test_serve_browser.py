@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chromium import driver, selenium
 
 from xcnn import nn
 from xcnn.devices import device
@@ -20,17 +20,9 @@ from xcnn.serve.session import Session, View
 
 for package in ("starlette", "uvicorn"):
     pytest.importorskip(package, reason=f"{package} is not installed (extra serve)")
-selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-if CHROMIUM is None or DRIVER is None:
-    pytest.skip("chromium or chromedriver is not installed", allow_module_level=True)
 
-FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1400,1000"),
-    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
-)
+FLAGS = "--window-size=1400,1000", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"
 WAIT = 10  # seconds, for slow machines
 READY = "document.querySelectorAll('#classes button').length > 0"
 
@@ -53,14 +45,9 @@ def server(
 
 @pytest.fixture(scope="module")
 def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = selenium.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = selenium.Chrome(options=options, service=selenium.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    chrome = driver(tmp_path_factory.mktemp("chromium"), *FLAGS)
+    yield chrome
+    chrome.quit()
 
 
 class Browser:
