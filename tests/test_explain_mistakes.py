@@ -109,7 +109,11 @@ def test_wrong_arguments_are_refused() -> None:
         (lambda: explain.embed(rows, "pac"), UsageError, "unknown embed: method 'pac'; did you mean 'pca'"),
         (lambda: explain.embed(rows, perplexity=3), UsageError, "embed: pca has no option 'perplexity'$"),
         (lambda: explain.embed(rows[0]), ShapeError, r"embed: features must be rows of numbers \(n, d\), got array"),
-        (lambda: explain.embed(rows * np.nan), UsageError, "embed: features must be finite$"),
+        (
+            lambda: explain.embed(rows * np.nan),
+            UsageError,
+            "embed: features must be finite, got 6 numbers of 6 that are not$",
+        ),
         (lambda: explain.embed(rows, rng=-1), UsageError, "embed: rng must be a seed of at least 0, got -1$"),
     ]:
         with pytest.raises(error, match=f"^{message}"):

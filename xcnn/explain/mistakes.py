@@ -56,7 +56,7 @@ def confused_pairs(confusion: Any, classes: Sequence[str], count: int = 10) -> l
     check_shape("confused_pairs", (len(names), len(names)), f"of {len(names)} classes", confusion=counts)
     integer("confused_pairs", "count", count, minimum=0)
     if counts.dtype.kind not in "iu" or (counts < 0).any():
-        raise UsageError(f"confused_pairs: confusion must be integers of at least 0, got {shown(confusion)}")
+        raise UsageError(f"confused_pairs: confusion must be counts, integers of at least 0, got {shown(confusion)}")
     rows = counts.sum(axis=1)
     found = [
         ConfusedPair(names[i], names[j], int(counts[i, j]), float(counts[i, j] / rows[i]))
