@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from chromium import driver
-from test_pages import HOSTILE, hostile
+from page_check import HOSTILE, hostile
 
 from xcnn import pages
 from xcnn.runs import restore
