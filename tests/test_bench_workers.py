@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -110,6 +111,24 @@ def test_a_worker_that_does_not_answer_times_out(monkeypatch):
         pytest.raises(compare.SpeedError, match=r"no answer in 0\.5 seconds"),
     ):
         one.ask("burst", seconds=60)
+
+
+def test_ctrl_c_while_a_worker_is_asked_leaves_nothing_that_delays_the_end(monkeypatch):
+    timers = []
+
+    class Interrupted(threading.Timer):
+        def start(self):
+            super().start()
+            timers.append(self)
+            raise KeyboardInterrupt
+
+    with worker.Worker(OURS, compare.Case("report", 1, "train", 1)) as one:
+        monkeypatch.setattr(threading, "Timer", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            one.ask("burst", seconds=1)
+    timers[0].join(30)
+    assert not timers[0].is_alive()
+    assert timers[0].daemon
 
 
 def test_workers_end_with_the_context():

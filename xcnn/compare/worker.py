@@ -121,8 +121,9 @@ class Worker:
             If the process ends or does not answer. The message quotes its exception, or the last line that it wrote.
         """
         stuck = threading.Timer(PATIENCE, self._kill)
-        stuck.start()
+        stuck.daemon = True  # Ctrl-C may come at any place here, and the process must end without it
         try:
+            stuck.start()
             answer = self._answer(request, arguments)
         finally:
             late = not stuck.is_alive()
