@@ -15,7 +15,6 @@ __all__ = ["HOSTILE", "Page", "check", "hostile", "picture"]
 
 VOID = {"br", "img", "meta"}
 
-
 HOSTILE = (
     "<script>alert(1)</script>",
     "\"><img src=x onerror='alert(2)'>",
